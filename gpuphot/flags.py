@@ -1,0 +1,16 @@
+"""The quality flags of the ``flags`` column: their bits, their names and their meaning."""
+
+from enum import IntFlag
+
+
+class Flag(IntFlag):
+    """Bits that the measuring functions OR into the ``flags`` column."""
+
+    MASKED = 0x200
+    INVALID = 0x400
+
+
+MEANING = {
+    Flag.MASKED: "a masked or non-finite pixel lies inside the aperture",
+    Flag.INVALID: "invalid position, aperture off the image, or failed local background",
+}

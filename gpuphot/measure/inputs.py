@@ -1,0 +1,283 @@
+"""Whatever the caller hands over, checked and converted. Every input error is raised here.
+
+The caller's objects are read, never modified.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from astropy.nddata import NDData
+from astropy.table import Table
+from astropy.units import Quantity
+from numpy.typing import NDArray
+
+from gpuphot.models.frame import Positions
+from gpuphot.models.fwhm import typical_fwhm
+
+Log = Callable[[str], Any]
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """An image and what belongs to its pixels, on the host or on the caller's device.
+
+    Attributes
+    ----------
+    image : (H, W) array of a real dtype
+    mask : (H, W) bool array or None
+        The user's mask and that of a masked image.
+    bg, err : arrays that broadcast to (H, W), or None
+    """
+
+    image: NDArray
+    mask: NDArray[np.bool_] | None
+    bg: NDArray | None
+    err: NDArray | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the image."""
+        return self.image.shape
+
+
+def read_table(obj: Any) -> Table:
+    """The caller's table; a structured array becomes one."""
+    if isinstance(obj, np.ndarray) and obj.dtype.names:
+        obj = Table(obj, copy=False)
+    if not isinstance(obj, Table):
+        raise TypeError(
+            "obj must be an astropy Table or a structured array with columns 'x' and 'y', "
+            f"got {_kind(obj)}"
+        )
+    missing = [name for name in ("x", "y") if name not in obj.colnames]
+    if missing:
+        raise ValueError(f"obj must have columns 'x' and 'y', got only {obj.colnames}")
+    read_flags(obj)
+    return obj
+
+
+def read_flags(table: Table) -> NDArray[np.int64]:
+    """Flags that the rows already have, widened to int64; 0 where there are none."""
+    if "flags" not in table.colnames:
+        return np.zeros(len(table), np.int64)
+    column = table["flags"]
+    values = np.ma.filled(np.ma.asarray(column), 0)
+    if values.dtype.kind not in "biuf" or values.shape != (len(table),):
+        raise TypeError(
+            "the column 'flags' of obj must hold one integer a row, "
+            f"got {values.dtype} of shape {values.shape}"
+        )
+    with np.errstate(invalid="ignore"):
+        flags = values.astype(np.int64)
+    if not np.array_equal(flags, values):
+        raise ValueError("the column 'flags' of obj must hold integers, got other values")
+    return flags
+
+
+def read_positions(table: Table, ops: Any) -> Positions:
+    """Positions of the table's rows on the backend's device.
+
+    Masked and non-finite coordinates give rows that are not valid.
+    """
+    x, y = (_coordinate(table, name) for name in ("x", "y"))
+    valid = np.isfinite(x) & np.isfinite(y)
+    return make_positions(ops.to_device(x), ops.to_device(y), ops.to_device(valid), ops.xp)
+
+
+def make_positions(x: Any, y: Any, valid: Any, xp: Any) -> Positions:
+    """Positions on the first plane of a frame, with their canonical order."""
+    return Positions(
+        x=x, y=y, valid=valid, frame=xp.zeros(len(x), xp.int32), order=xp.lexsort(xp.stack([x, y]))
+    )
+
+
+def _coordinate(table: Table, name: str) -> NDArray[np.float64]:
+    """A column of coordinates as float64, NaN where it is masked."""
+    column = table[name]
+    unit = getattr(column, "unit", None)
+    if unit is not None and unit.physical_type not in ("unknown", "dimensionless"):
+        raise ValueError(f"the column '{name}' of obj must be in pixels, got the unit '{unit}'")
+    values = np.asarray(getattr(column, "unmasked", column))
+    if values.dtype.kind not in "iuf":
+        raise TypeError(f"the column '{name}' of obj must hold numbers, got {values.dtype}")
+    if values.ndim != 1:
+        raise ValueError(
+            f"the column '{name}' of obj must hold one number a row, got shape {values.shape}"
+        )
+    mask = getattr(column, "mask", None)
+    values = values.astype(np.float64)
+    if mask is not None:
+        values[np.broadcast_to(mask, values.shape)] = np.nan
+    return values
+
+
+def read_pixels(image: Any, mask: Any, bg: Any, err: Any) -> Pixels:
+    """Check an image, its mask, its background and its noise against each other."""
+    pixels = _real_array("image", image)
+    if pixels.ndim != 2 or pixels.size == 0:
+        raise ValueError(
+            f"image must be a 2-D array with at least one pixel, got shape {pixels.shape}"
+        )
+    shape = pixels.shape
+    masks = []
+    if isinstance(image, np.ma.MaskedArray) and image.mask is not np.ma.nomask:
+        masks.append(np.ma.getmaskarray(image))
+    if mask is not None:
+        filled = np.ma.filled(mask, True) if isinstance(mask, np.ma.MaskedArray) else mask
+        masks.append(_plane("mask", _real_array("mask", filled), shape).astype(np.bool_))
+    return Pixels(
+        image=pixels,
+        mask=np.logical_or.reduce(masks) if len(masks) > 1 else next(iter(masks), None),
+        bg=None if bg is None else _plane("bg", _masked_to_nan("bg", bg), shape),
+        err=None if err is None else _plane("err", _masked_to_nan("err", err), shape),
+    )
+
+
+def check_mesh(cells: NDArray[np.float64], bg_size: int) -> None:
+    """Refuse an image whose background mesh has no good cell."""
+    if np.isnan(cells).all():
+        raise ValueError(
+            f"image must have unmasked, finite pixels to estimate its background from: of {cells.size} "
+            f"mesh cells of bg_size={bg_size} pixels none has a tenth of them"
+        )
+
+
+def _masked_to_nan(name: str, values: Any) -> NDArray:
+    array = _real_array(name, values)
+    if isinstance(values, np.ma.MaskedArray):
+        return np.where(np.ma.getmaskarray(values), np.nan, array)
+    return array
+
+
+def _real_array(name: str, values: Any) -> NDArray:
+    if isinstance(values, (Quantity, NDData)):
+        raise TypeError(
+            f"{name} must be a plain array, got {_kind(values)}; hand over its values (and its "
+            "mask and uncertainty as mask and err)"
+        )
+    array = np.ma.getdata(values) if isinstance(values, np.ma.MaskedArray) else np.asarray(values)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{name} must be an array of real numbers, got {_kind(values)}")
+    return array
+
+
+def _plane(name: str, values: NDArray, shape: tuple[int, ...]) -> NDArray:
+    try:
+        return np.broadcast_to(values, shape)
+    except ValueError:
+        raise ValueError(
+            f"{name} must be a scalar or match the image's shape {shape}, got shape {values.shape}"
+        ) from None
+
+
+def real_number(name: str, value: Any, expected: str = "a number") -> float:
+    """A real scalar as float; arrays, strings and booleans are none."""
+    if isinstance(value, (str, bytes, bool, np.bool_)) or np.ndim(value) > 0:
+        raise TypeError(f"{name} must be {expected}, got {_kind(value)}")
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(f"{name} must be {expected}, got {_kind(value)}") from None
+
+
+def positive_number(name: str, value: Any) -> float:
+    """A positive, finite scalar."""
+    number = real_number(name, value, "a positive number")
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f"{name} must be a positive number, got {value!r}")
+    return number
+
+
+def integer(name: str, value: Any, minimum: int) -> int:
+    """An integer not below `minimum`."""
+    expected = f"an integer of at least {minimum}"
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be {expected}, got {value!r}")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be {expected}, got {_kind(value)}") from None
+    if number < minimum:
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
+    return number
+
+
+def choice(name: str, value: Any, choices: Sequence[Any]) -> Any:
+    """The one of `choices` that equals `value`."""
+    for option in choices:
+        if np.ndim(value) == 0 and value == option:
+            return option
+    listed = ", ".join(map(repr, choices))
+    raise ValueError(f"{name} must be one of {listed}, got {value!r}")
+
+
+def read_gain(gain: Any) -> float | None:
+    """Gain in electrons per count; 0 means none, as None does."""
+    if gain is None:
+        return None
+    number = real_number("gain", gain, "a positive number or None")
+    if math.isnan(number) or number < 0:
+        raise ValueError(f"gain must be a positive number or None, got {gain!r}")
+    return number or None
+
+
+def read_signal_to_noise(sn: Any) -> float | None:
+    """Minimal signal-to-noise ratio; None and numbers that are not positive switch it off."""
+    if sn is None:
+        return None
+    number = real_number("sn", sn, "a number or None")
+    if math.isnan(number):
+        raise ValueError(f"sn must be a number or None, got {sn!r}")
+    return number if number > 0 else None
+
+
+def read_scale(fwhm: Any, shape: tuple[int, int]) -> float:
+    """Pixels per unit of the radii: the FWHM if there is one, else 1."""
+    if fwhm is None:
+        return 1.0
+    if not callable(fwhm):
+        return positive_number("fwhm", fwhm)
+    try:
+        typical = typical_fwhm(fwhm, shape)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"fwhm must be a positive number or a callable fwhm(x, y) of pixel positions, "
+            f"but calling it failed: {error}"
+        ) from error
+    if not (math.isfinite(typical) and typical > 0):
+        raise ValueError(f"fwhm must be positive, but the callable's typical value is {typical}")
+    return typical
+
+
+def read_annulus(bkgann: Any) -> tuple[float, float] | None:
+    """Inner and outer radius of the background annulus, in units of the aperture's."""
+    if bkgann is None:
+        return None
+    if not isinstance(bkgann, (tuple, list, np.ndarray)) or len(bkgann) != 2:
+        raise ValueError(f"bkgann must be two radii (inner, outer), got {bkgann!r}")
+    r_in, r_out = (positive_number("bkgann", radius) for radius in bkgann)
+    if r_out <= r_in:
+        raise ValueError(f"bkgann must have an outer radius above the inner one, got {bkgann!r}")
+    return r_in, r_out
+
+
+def read_log(verbose: Any) -> Log | None:
+    """The function that takes messages, or None for silence."""
+    if callable(verbose):
+        return verbose
+    return print if verbose else None
+
+
+def _kind(value: Any) -> str:
+    """How to name a value in an error: scalars by value, arrays by dtype and shape."""
+    if isinstance(value, np.ndarray) and value.ndim:
+        return f"{type(value).__name__} of dtype {value.dtype} and shape {value.shape}"
+    if isinstance(value, (int, float, complex, str, bytes, np.generic)):
+        return repr(value)
+    return type(value).__name__

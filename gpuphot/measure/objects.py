@@ -1,0 +1,307 @@
+"""`measure_objects`: photometry of detected objects on an image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from astropy.table import Table
+from numpy.typing import ArrayLike, NDArray
+
+from gpuphot.backend import resolve_backend
+from gpuphot.flags import Flag
+from gpuphot.models.background import cell_shape, spline_surface
+from gpuphot.models.frame import Array, Frame, Measurement, Positions
+from gpuphot.models.fwhm import FWHM
+
+from . import inputs, results
+from .inputs import Log, Pixels
+
+
+def measure_objects(
+    obj: Table,
+    image: ArrayLike,
+    aper: float = 3,
+    bkgann: tuple[float, float] | None = None,
+    bkg_order: int = 0,
+    fwhm: FWHM | None = None,
+    psf: None = None,
+    optimal: bool = False,
+    group_sources: bool = True,
+    grouper_radius: float | None = None,
+    mask: ArrayLike | None = None,
+    bg: ArrayLike | None = None,
+    err: ArrayLike | None = None,
+    gain: float | None = None,
+    bg_size: int = 64,
+    sn: float | None = None,
+    centroid_iter: int = 0,
+    centroid_method: str = "com",
+    keep_negative: bool = True,
+    get_bg: bool = False,
+    verbose: bool | Callable[[str], Any] = False,
+    *,
+    backend: str | None = None,
+) -> Table | tuple[Table, NDArray, NDArray]:
+    """Measure the fluxes of detected objects in circular apertures.
+
+    The background is estimated on a mesh and subtracted unless `bg` is given; a background left
+    in the surroundings of each object can be measured in an annulus and subtracted too. Weights
+    are the exact overlap of the aperture with every pixel.
+
+    Parameters
+    ----------
+    obj : Table of N rows
+        Objects to measure, with columns ``x`` and ``y``: 0-based positions in pixels. A
+        structured array, such as `sep_x.extract` returns, will do. Rows whose position is
+        masked or not finite are not measured.
+    image : (H, W) array
+        Of any real dtype and byte order. Non-finite pixels and those masked in a
+        `numpy.ma.MaskedArray` count as masked.
+    aper : float, default 3
+        Radius of the aperture, in pixels or in units of `fwhm` if that is given.
+    bkgann : (float, float), optional
+        Inner and outer radius of the local background annulus, in the units of `aper`. By
+        default no local background is subtracted.
+    bkg_order : {0, 1, 2}, default 0
+        Local background: the sigma-clipped mode of the annulus (``3 median - 2 mean``), a plane
+        through it or a quadratic surface.
+    fwhm : float or callable, optional
+        FWHM of the stars in pixels, the unit of `aper` and `bkgann`. Of a callable
+        ``fwhm(x, y)``, the value of ``float(fwhm)`` or else that at the image centre is used.
+    psf, optimal
+        Optimal extraction. Not implemented in this version.
+    group_sources, grouper_radius
+        Without effect unless `optimal` is set.
+    mask : (H, W) array, optional
+        Non-zero where a pixel is masked. Masked pixels are left out of backgrounds and
+        centroids; they do count in the apertures, which are then flagged.
+    bg : (H, W) array or float, optional
+        Background to subtract instead of an estimated one.
+    err : (H, W) array or float, optional
+        Standard deviation of the pixels, used as it is (`gain` is then ignored). By default that
+        of the estimated background, with the objects' Poisson noise added if `gain` is given.
+    gain : float, optional
+        Electrons per count. None or 0 adds no Poisson noise.
+    bg_size : int, default 64
+        Size of the background mesh cells in pixels.
+    sn : float, optional
+        Drop objects with ``magerr >= 1 / sn``, and all without a magnitude. Not applied if it is
+        not positive.
+    centroid_iter : int, default 0
+        Steps of centroiding before the measurement, at most.
+    centroid_method : {"com", "psf"}, default "com"
+        Centre of mass in a square box about as wide as the aperture's radius. "psf" is not
+        implemented in this version.
+    keep_negative : bool, default True
+        If False, drop objects whose flux is not positive.
+    get_bg : bool, default False
+        Also return the estimated background and the noise map.
+    verbose : bool or callable, default False
+        Print what is done, or hand each message to a function.
+    backend : {"numpy", "cupy"}, optional
+        See `gpuphot.resolve_backend`.
+
+    Returns
+    -------
+    Table
+        A copy of `obj` with these columns replaced or appended, float64 unless noted:
+
+        ``x``, ``y``
+            With centroiding only: the new positions.
+        ``x_orig``, ``y_orig``
+            With centroiding only: the positions of `obj`.
+        ``flags`` (int64)
+            Bits of `gpuphot.Flag`, added to those that `obj` has.
+        ``bg_local``
+            Local background per pixel; 0 without `bkgann`, NaN where it could not be measured.
+        ``npix_aper``
+            Area of the aperture on the image without non-finite pixels.
+        ``bg_fluxerr``
+            What the noise of the background alone contributes to the flux; 0 if no background
+            was estimated.
+        ``flux``, ``fluxerr``
+            Sum in the aperture without the backgrounds, and its standard deviation from the
+            pixel noise. The uncertainty of the background itself is not part of it.
+        ``mag``, ``magerr``
+            ``-2.5 log10(flux)`` and its standard deviation; NaN if the flux is not positive.
+
+        Rows without a result have NaN in them. ``meta["gpuphot"]`` records version, backend,
+        device and parameters in JSON.
+    background : (H, W) float64 array
+        Only if `get_bg`: the estimated background, also if `bg` was given.
+    noise : (H, W) array
+        Only if `get_bg`: the standard deviation of the pixels as it was used.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not what is described here, and if a background must be estimated but
+        no mesh cell has enough unmasked pixels. The message names the argument.
+    NotImplementedError
+        For `psf`, `optimal` and ``centroid_method="psf"``.
+    BackendError
+        If the backend asked for cannot compute.
+
+    Notes
+    -----
+    ``Flag.MASKED`` (0x200): a masked pixel has its centre inside the aperture.
+    ``Flag.INVALID`` (0x400): the position is masked or not finite, the aperture lies off the
+    image, or the annulus holds no usable pixel; flux and fluxerr are NaN.
+
+    The conventions are those of ``stdpipe.photometry_measure.measure_objects`` 0.4.1, which
+    rests on photutils: ``Background2D`` with ``SExtractorBackground``, ``CircularAperture`` and
+    ``LocalBackground`` with ``ModeEstimatorBackground``. The README lists the differences.
+
+    References
+    ----------
+    Bertin & Arnouts 1996, A&AS 117, 393 (background mesh); Da Costa 1992, ASP Conf. Ser. 23, 90
+    (mode estimator).
+    """
+    parameters = dict(
+        aper=aper, bkgann=bkgann, bkg_order=bkg_order, fwhm=fwhm, mask=mask, bg=bg, err=err,
+        gain=gain, bg_size=bg_size, sn=sn, centroid_iter=centroid_iter,
+        centroid_method=centroid_method, keep_negative=keep_negative,
+    )  # fmt: skip
+    _refuse_what_is_to_come(optimal, psf, centroid_method)
+    chosen = resolve_backend(backend, image, mask, bg, err)
+    ops, log = chosen.primitives, inputs.read_log(verbose)
+
+    table = inputs.read_table(obj)
+    pixels = inputs.read_pixels(image, mask, bg, err)
+    scale = inputs.read_scale(fwhm, pixels.shape)
+    r_aper = scale * inputs.positive_number("aper", aper)
+    annulus = inputs.read_annulus(bkgann)
+    order = inputs.choice("bkg_order", bkg_order, (0, 1, 2))
+    n_iter = inputs.integer("centroid_iter", centroid_iter, 0)
+    min_sn = inputs.read_signal_to_noise(sn)
+    gain = inputs.read_gain(gain)
+    bg_size = inputs.integer("bg_size", bg_size, 1)
+
+    pos = inputs.read_positions(table, ops)
+    if log:
+        log(f"Measuring {len(pos)} objects with the {chosen.name} backend on {chosen.device}")
+    frame, background = _prepare_frame(pixels, gain, bg_size, get_bg, ops, log)
+    measurement = Measurement(flags=ops.xp.zeros(len(pos), ops.xp.int64))
+    if n_iter:
+        pos = _centroid(measurement, frame, pos, r_aper, n_iter, ops, log)
+    if annulus is not None:
+        annulus = (scale * annulus[0], scale * annulus[1])
+    bg_local = _local_background(frame, pos, annulus, order, ops, log)
+    _measure_apertures(measurement, frame, pos, r_aper, bg_local, ops, log)
+
+    results.add_magnitudes(measurement, ops.xp)
+    keep = results.select(measurement, min_sn, keep_negative, ops.xp)
+    result = results.to_table(table, measurement, keep, ops.to_host)
+    result.meta[results.META_KEY] = results.provenance(chosen, "measure_objects", parameters)
+    if log:
+        log(f"{len(result)} of {len(pos)} objects are in the result")
+    if get_bg:
+        return result, ops.to_host(background), ops.to_host(frame.err[0]) if err is None else err
+    return result
+
+
+def _refuse_what_is_to_come(optimal: bool, psf: object, centroid_method: str) -> None:
+    for name, value, asked_for in (
+        ("optimal", optimal, bool(optimal)),
+        ("psf", psf, psf is not None),
+        ("centroid_method", centroid_method, centroid_method == "psf"),
+    ):
+        if asked_for:
+            raise NotImplementedError(f"{name}={value!r} is not implemented in this version")
+    inputs.choice("centroid_method", centroid_method, ("com", "psf"))
+
+
+def _prepare_frame(
+    pixels: Pixels, gain: float | None, bg_size: int, get_bg: bool, ops: Any, log: Log | None
+) -> tuple[Frame, Array | None]:
+    """The image without its background, and the background map if it is asked for."""
+    data, bad = ops.load_image(pixels.image, pixels.mask)
+    level = rms = background = None
+    if pixels.bg is None or pixels.err is None or get_bg:
+        cell = cell_shape(pixels.shape, bg_size)
+        cells = [ops.to_host(values) for values in ops.mesh_statistics(data, bad, cell)]
+        inputs.check_mesh(cells[0], bg_size)
+        level, rms = (spline_surface(values, cell) for values in cells)
+        if log:
+            log(
+                f"Background mesh of {cells[0].size} cells of {cell[0]} x {cell[1]} pixels: level "
+                f"{level.low:.6g} to {level.high:.6g}, noise {rms.low:.4g} to {rms.high:.4g}"
+            )
+    if get_bg:
+        background = ops.evaluate_surface(level, pixels.shape)
+    subtracted = pixels.bg
+    if subtracted is None:
+        subtracted = level if background is None else background
+    frame = ops.subtract_background(data, bad, subtracted, pixels.err, rms, gain)
+    return frame, background
+
+
+def _centroid(
+    measurement: Measurement,
+    frame: Frame,
+    pos: Positions,
+    r_aper: float,
+    n_iter: int,
+    ops: Any,
+    log: Log | None,
+) -> Positions:
+    """Positions moved to the centres of mass, and recorded."""
+    half_size = math.ceil(r_aper) // 2
+    if log:
+        log(f"Centroiding in boxes of {2 * half_size + 1} pixels, at most {n_iter} times")
+    x, y = ops.com_centroid(frame, pos, half_size, n_iter)
+    measurement.add("x", x, "Centroid, 0-based pixel coordinate")
+    measurement.add("y", y, "Centroid, 0-based pixel coordinate")
+    return inputs.make_positions(x, y, pos.valid, ops.xp)
+
+
+def _local_background(
+    frame: Frame,
+    pos: Positions,
+    annulus: tuple[float, float] | None,
+    order: int,
+    ops: Any,
+    log: Log | None,
+) -> Array:
+    """Background per pixel around each source, NaN where there is none; 0 without annulus."""
+    if annulus is None:
+        return ops.xp.zeros(len(pos))
+    if log:
+        log(f"Local background of order {order} from {annulus[0]:.2f} to {annulus[1]:.2f} pixels")
+    if order == 0:
+        return ops.annulus_mode(frame, pos, *annulus)
+    return ops.annulus_polynomial(frame, pos, *annulus, order)
+
+
+def _measure_apertures(
+    measurement: Measurement,
+    frame: Frame,
+    pos: Positions,
+    r_aper: float,
+    bg_local: Array,
+    ops: Any,
+    log: Log | None,
+) -> None:
+    """Fluxes and what goes with them, and the flags of rows where something is wrong."""
+    xp = ops.xp
+    if log:
+        log(f"Apertures of radius {r_aper:.2f} pixels")
+    sums = ops.aperture_sums(frame, pos, xp.full(1, r_aper))
+    flux, area = sums.flux[:, 0], sums.area[:, 0]
+    if sums.bkg_var is None:
+        bg_fluxerr = xp.zeros(len(pos))
+    else:
+        bg_fluxerr = xp.where(pos.valid, xp.sqrt(sums.bkg_var[:, 0]), 0.0)
+    failed = ~(xp.isfinite(bg_local) & xp.isfinite(area))
+    measurement.flags |= xp.where(sums.masked[:, 0], int(Flag.MASKED), 0)
+    measurement.flags |= xp.where(failed, int(Flag.INVALID), 0)
+
+    measurement.add("bg_local", bg_local, "Local background per pixel")
+    npix_aper = xp.where(pos.valid, area, 0.0)
+    measurement.add("npix_aper", npix_aper, "Aperture area on finite pixels of the image")
+    measurement.add("bg_fluxerr", bg_fluxerr, "Part of fluxerr that the background noise makes")
+    measurement.add("flux", flux - bg_local * area, "Flux in the aperture")
+    fluxerr = xp.where(failed, xp.nan, xp.sqrt(sums.var[:, 0]))
+    measurement.add("fluxerr", fluxerr, "Standard deviation of flux from the pixel noise")

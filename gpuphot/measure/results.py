@@ -1,0 +1,111 @@
+"""From a measurement to the caller's table: magnitudes, filters, columns, provenance."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+from astropy.table import Column, Table
+
+from gpuphot._version import __version__
+from gpuphot.backend import Backend
+from gpuphot.models.frame import Array, Measurement
+
+from .inputs import read_flags
+
+META_KEY = "gpuphot"
+
+
+def add_magnitudes(measurement: Measurement, xp: Any) -> None:
+    """Append instrumental magnitudes of positive fluxes, and their errors."""
+    flux, fluxerr = measurement["flux"], measurement["fluxerr"]
+    good = flux > 0
+    positive = xp.where(good, flux, 1.0)
+    mag = xp.where(good, -2.5 * xp.log10(positive), xp.nan)
+    magerr = xp.where(good, 2.5 / math.log(10) * fluxerr / positive, xp.nan)
+    measurement.add("mag", mag, "Instrumental magnitude, -2.5 log10(flux)")
+    measurement.add("magerr", magerr, "Standard deviation of mag")
+
+
+def select(
+    measurement: Measurement, sn: float | None, keep_negative: bool, xp: Any
+) -> Array | None:
+    """Rows that pass the filters, or None if all do because there is no filter."""
+    keep = None
+    if sn is not None:
+        keep = measurement["magerr"] < 1 / sn
+    if not keep_negative:
+        positive = measurement["flux"] > 0
+        keep = positive if keep is None else keep & positive
+    return keep
+
+
+def to_table(
+    table: Table, measurement: Measurement, keep: Array | None, to_host: Any
+) -> Table:
+    """The caller's rows with the measured columns: the one step that makes a table.
+
+    Columns that the table already has are replaced where they stand, all others follow in the
+    order of the measurement. New positions leave the old ones in ``x_orig`` and ``y_orig``;
+    flags are OR-ed into those that a row already has.
+
+    Parameters
+    ----------
+    table : Table
+        Not modified.
+    measurement : Measurement
+    keep : (N,) bool array or None
+        Rows of the result; None for all.
+    to_host : callable
+        Brings an array to the host.
+
+    Returns
+    -------
+    Table
+    """
+    rows = slice(None) if keep is None else to_host(keep)
+    result = table[rows] if keep is not None else table.copy()
+    for name in ("x", "y"):
+        if name in measurement.columns:
+            _set_column(result, f"{name}_orig", result[name].copy())
+    flags = read_flags(result) | to_host(measurement.flags)[rows]
+    _set_column(result, "flags", Column(flags, description="Quality flags of gpuphot.Flag"))
+    for name, column in measurement.columns.items():
+        values = Column(to_host(column.values)[rows], description=column.description)
+        if name in ("x", "y"):
+            values.unit = result[name].unit
+        _set_column(result, name, values)
+    return result
+
+
+def _set_column(table: Table, name: str, column: Any) -> None:
+    if name in table.colnames:
+        table.replace_column(name, column, copy=False)
+    else:
+        table.add_column(column, name=name, copy=False)
+
+
+def provenance(backend: Backend, function: str, parameters: dict[str, Any]) -> str:
+    """What made a table, as a line of JSON: short keys and plain text survive any file format."""
+    return json.dumps(
+        {
+            "version": __version__,
+            "function": function,
+            "backend": backend.name,
+            "device": backend.device,
+            "parameters": {name: _plain(value) for name, value in parameters.items()},
+        }
+    )
+
+
+def _plain(value: Any) -> Any:
+    """A parameter as JSON holds it; arrays and callables by their type."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return f"<{type(value).__name__}>"

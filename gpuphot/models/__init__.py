@@ -1,0 +1,1 @@
+"""Data structures: the prepared image, the positions, the background mesh, the FWHM."""

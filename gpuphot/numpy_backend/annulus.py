@@ -1,0 +1,248 @@
+"""The local background in an annulus: the mode of its pixels, or a polynomial through them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpuphot.models.frame import Bad, Frame, Positions
+
+from .aperture import overlaps_image
+from .blocks import cholesky_solve
+from .chunks import chunks
+from .clipping import CLIP_SIGMA, SortedSamples
+
+MAX_POLYNOMIAL_ROUNDS = 3
+MIN_POLYNOMIAL_PIXELS = 10
+SINGULAR_PIVOT = 1e-10
+"""Below this smallest pivot of the scaled normal matrix the pixels do not determine the
+polynomial, for instance because they all lie on a line."""
+
+
+def annulus_mode(
+    frame: Frame, pos: Positions, r_in: float, r_out: float
+) -> NDArray[np.float64]:
+    """Sigma-clipped mode of the pixels in an annulus, ``3 median - 2 mean``.
+
+    Takes the pixels with ``r_in <= d < r_out`` from their centre to the source, without masked
+    and non-finite ones; rejects what lies beyond 3 standard deviations of the median, at most
+    10 times.
+
+    Parameters
+    ----------
+    frame : Frame
+    pos : Positions
+    r_in, r_out : float
+        In pixels, ``0 < r_in < r_out``.
+
+    Returns
+    -------
+    (N,) float64 array
+        NaN where the annulus holds no usable pixel or the position is not valid.
+    """
+    level = np.full(len(pos), np.nan)
+    for i, pixels in _annuli(frame, pos, r_in, r_out):
+        keep = pixels.usable & (pixels.d2 >= r_in * r_in) & (pixels.d2 < r_out * r_out)
+        samples = SortedSamples(pixels.values, keep)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            first, last, _, _ = samples.clip()
+            median, mean, _ = samples.median_mean_std(first, last)
+            level[i] = samples.reference + 3 * median - 2 * mean
+    return level
+
+
+def annulus_polynomial(
+    frame: Frame, pos: Positions, r_in: float, r_out: float, order: int
+) -> NDArray[np.float64]:
+    """Value at the source of a polynomial surface through the pixels of an annulus.
+
+    Least squares over the pixels with ``r_in <= d <= r_out``, without masked and non-finite
+    ones; up to 3 rounds reject residuals beyond 3 standard deviations, as long as enough pixels
+    are left. Fewer than 10 pixels, or pixels that do not determine the polynomial, give their
+    mean instead.
+
+    Parameters
+    ----------
+    frame : Frame
+    pos : Positions
+    r_in, r_out : float
+        In pixels, ``0 < r_in < r_out``.
+    order : {1, 2}
+        A plane or a quadratic surface.
+
+    Returns
+    -------
+    (N,) float64 array
+        NaN where the annulus holds no usable pixel or the position is not valid.
+    """
+    level = np.full(len(pos), np.nan)
+    for i, pixels in _annuli(frame, pos, r_in, r_out):
+        keep = pixels.usable & (pixels.d2 >= r_in * r_in) & (pixels.d2 <= r_out * r_out)
+        surface = _Surface(pixels.offset_x, pixels.offset_y, r_out, order)
+        coefficients = _clipped_fit(surface, pixels.values, keep)
+        level[i] = surface.value_at(coefficients, pixels.phase_x, pixels.phase_y)
+    return level
+
+
+def _clipped_fit(
+    surface: _Surface, values: NDArray[np.float64], keep: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Coefficients (n, terms) of the surface through the pixels that survive clipping."""
+    initial = surface.fit(values, keep)
+    coefficients = initial.copy()
+    active = np.flatnonzero(np.count_nonzero(keep, axis=1) >= MIN_POLYNOMIAL_PIXELS)
+    for _ in range(MAX_POLYNOMIAL_ROUNDS):
+        kept = keep[active]
+        n = np.count_nonzero(kept, axis=1)
+        residual = np.where(kept, values[active] - surface.evaluate(coefficients[active]), 0)
+        limit = CLIP_SIGMA * _std(residual, n)
+        kept &= np.abs(residual, out=residual) <= limit[:, None]
+        n_left = np.count_nonzero(kept, axis=1)
+        changed = (n_left < n) & (limit > 0)
+        exhausted = active[changed & (n_left < MIN_POLYNOMIAL_PIXELS)]
+        coefficients[exhausted] = initial[exhausted]
+        changed &= n_left >= MIN_POLYNOMIAL_PIXELS
+        active, kept = active[changed], kept[changed]
+        if not len(active):
+            break
+        keep[active] = kept
+        coefficients[active] = surface.fit(values[active], kept)
+    return coefficients
+
+
+def _std(values: NDArray[np.float64], n: NDArray[np.intp]) -> NDArray[np.float64]:
+    """Population standard deviation of rows that hold n values and zeros otherwise."""
+    mean = np.einsum("np->n", values) / n
+    return np.sqrt(np.maximum(np.einsum("np,np->n", values, values) / n - mean * mean, 0))
+
+
+class _Surface:
+    """A polynomial in the offsets of annulus pixels from the source's own pixel.
+
+    Parameters
+    ----------
+    offset_x, offset_y : (T,) float64 arrays
+        Pixels that any source may use, relative to the pixel it lies on.
+    scale : float
+        Unit of the offsets, chosen so that all terms are of order 1.
+    order : int
+    """
+
+    def __init__(self, offset_x: NDArray, offset_y: NDArray, scale: float, order: int) -> None:
+        self._scale = scale
+        self._powers = _powers(order)
+        u, v = offset_x / scale, offset_y / scale
+        self._terms = np.stack([u**a * v**b for a, b in self._powers])
+        moments = _powers(2 * order)
+        self._moment_terms = np.stack([u**a * v**b for a, b in moments])
+        self._moment_of_pair = np.array(
+            [[moments.index((a + c, b + d)) for c, d in self._powers] for a, b in self._powers]
+        )
+
+    def fit(
+        self, values: NDArray[np.float64], keep: NDArray[np.bool_]
+    ) -> NDArray[np.float64]:
+        """Least-squares coefficients (n, terms) of the kept values of each row.
+
+        Where there are too few of them, or they do not determine the polynomial, a constant:
+        their mean.
+        """
+        n = np.count_nonzero(keep, axis=1)
+        weight = keep.astype(np.float64)
+        values = np.where(keep, values, 0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean = np.einsum("np->n", values) / n
+        values -= weight * mean[:, None]
+        moments = np.stack([np.einsum("np,p->n", weight, term) for term in self._moment_terms])
+        rhs = np.stack([np.einsum("np,p->n", values, term) for term in self._terms])
+        solution, pivot = cholesky_solve(moments[self._moment_of_pair], rhs)
+        determined = (n >= MIN_POLYNOMIAL_PIXELS) & (pivot > SINGULAR_PIVOT)
+        coefficients = np.where(determined, solution, 0).T
+        coefficients[:, 0] += mean
+        return coefficients
+
+    def evaluate(self, coefficients: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The surfaces of n sources on their T pixels."""
+        return np.einsum("nk,kp->np", coefficients, self._terms)
+
+    def value_at(
+        self, coefficients: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """The surface of each source at one point of its own."""
+        u, v = x / self._scale, y / self._scale
+        terms = np.stack([u**a * v**b for a, b in self._powers], axis=1)
+        return np.einsum("nk,nk->n", coefficients, terms)
+
+
+def _powers(order: int) -> list[tuple[int, int]]:
+    """Powers (of x, of y) of a polynomial, constant first."""
+    return [(n - b, b) for n in range(order + 1) for b in range(n + 1)]
+
+
+@dataclass(frozen=True)
+class _AnnulusPixels:
+    """Pixels around a chunk of n sources, T for each, among them all those of the annulus.
+
+    `offset_x, offset_y` (T,) count from the pixel that a source lies on, `phase_x, phase_y` (n,)
+    lead from its centre to the source. `values`, `d2` (squared distance to the source) and
+    `usable` (in the image, not masked, finite) have the shape (n, T).
+    """
+
+    offset_x: NDArray[np.float64]
+    offset_y: NDArray[np.float64]
+    phase_x: NDArray[np.float64]
+    phase_y: NDArray[np.float64]
+    values: NDArray[np.float64]
+    d2: NDArray[np.float64]
+    usable: NDArray[np.bool_]
+
+
+def _annuli(
+    frame: Frame, pos: Positions, r_in: float, r_out: float
+) -> Iterator[tuple[NDArray[np.intp], _AnnulusPixels]]:
+    """The pixels of the annuli, chunk by chunk, with the rows of the sources they belong to."""
+    offset_y, offset_x = _template(r_in, r_out, max(frame.shape))
+    rows = pos.order[overlaps_image(frame, pos, r_out)[pos.order]]
+    any_bad = bool(frame.bad.any())
+    height, width = frame.shape
+    for part in chunks(len(rows), len(offset_x)):
+        i = rows[part]
+        x0, y0 = np.rint(pos.x[i]), np.rint(pos.y[i])
+        phase_x, phase_y = pos.x[i] - x0, pos.y[i] - y0
+        dx, dy = offset_x - phase_x[:, None], offset_y - phase_y[:, None]
+        column, row = x0.astype(np.intp)[:, None], y0.astype(np.intp)[:, None]
+        index = (pos.frame[i, None] * height + row) * width + column
+        index = index + (offset_y * width + offset_x).astype(np.intp)
+        usable = np.ones(index.shape, np.bool_)
+        if _crosses_edge(column, width, offset_x) or _crosses_edge(row, height, offset_y):
+            column, row = column + offset_x, row + offset_y
+            usable = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            index[~usable] = 0
+        if any_bad:
+            usable &= (frame.bad.ravel()[index] & Bad.UNUSABLE) == 0
+        values = frame.data.ravel()[index]
+        yield i, _AnnulusPixels(
+            offset_x, offset_y, phase_x, phase_y, values, dx * dx + dy * dy, usable
+        )
+
+
+def _crosses_edge(position: NDArray, length: int, offset: NDArray) -> bool:
+    return bool(position.min() + offset.min() < 0 or position.max() + offset.max() >= length)
+
+
+def _template(
+    r_in: float, r_out: float, reach: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Offsets (y, x) of the pixels that an annulus may hold, wherever in its pixel a source lies.
+
+    None are farther than `reach` in one direction.
+    """
+    half_diagonal = 0.7072
+    half = min(int(np.ceil(min(r_out, reach))) + 1, reach)
+    y, x = np.indices((2 * half + 1, 2 * half + 1)).reshape(2, -1) - float(half)
+    d = np.hypot(x, y)
+    inside = (d >= r_in - half_diagonal) & (d <= r_out + half_diagonal)
+    return y[inside], x[inside]
