@@ -143,8 +143,8 @@ def check_mesh(cells: NDArray[np.float64], bg_size: int) -> None:
     """Refuse an image whose background mesh has no good cell."""
     if np.isnan(cells).all():
         raise ValueError(
-            f"image must have unmasked, finite pixels to estimate its background from: of {cells.size} "
-            f"mesh cells of bg_size={bg_size} pixels none has a tenth of them"
+            "image must have unmasked, finite pixels to estimate its background from, but in none "
+            f"of the {cells.size} mesh cells of bg_size={bg_size} pixels a tenth of them is left"
         )
 
 
@@ -267,7 +267,7 @@ def read_annulus(bkgann: Any) -> tuple[float, float] | None:
     return r_in, r_out
 
 
-def read_log(verbose: Any) -> Log | None:
+def read_log(verbose: bool | Log) -> Log | None:
     """The function that takes messages, or None for silence."""
     if callable(verbose):
         return verbose

@@ -159,11 +159,12 @@ def measure_objects(
     Bertin & Arnouts 1996, A&AS 117, 393 (background mesh); Da Costa 1992, ASP Conf. Ser. 23, 90
     (mode estimator).
     """
-    parameters = dict(
-        aper=aper, bkgann=bkgann, bkg_order=bkg_order, fwhm=fwhm, mask=mask, bg=bg, err=err,
-        gain=gain, bg_size=bg_size, sn=sn, centroid_iter=centroid_iter,
-        centroid_method=centroid_method, keep_negative=keep_negative,
-    )  # fmt: skip
+    parameters = {
+        "aper": aper, "bkgann": bkgann, "bkg_order": bkg_order, "fwhm": fwhm, "mask": mask,
+        "bg": bg, "err": err, "gain": gain, "bg_size": bg_size, "sn": sn,
+        "centroid_iter": centroid_iter, "centroid_method": centroid_method,
+        "keep_negative": keep_negative,
+    }  # fmt: skip
     _refuse_what_is_to_come(optimal, psf, centroid_method)
     chosen = resolve_backend(backend, image, mask, bg, err)
     ops, log = chosen.primitives, inputs.read_log(verbose)
@@ -231,9 +232,8 @@ def _prepare_frame(
             )
     if get_bg:
         background = ops.evaluate_surface(level, pixels.shape)
-    subtracted = pixels.bg
-    if subtracted is None:
-        subtracted = level if background is None else background
+    estimated = level if background is None else background
+    subtracted = estimated if pixels.bg is None else pixels.bg
     frame = ops.subtract_background(data, bad, subtracted, pixels.err, rms, gain)
     return frame, background
 

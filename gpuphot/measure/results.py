@@ -42,9 +42,7 @@ def select(
     return keep
 
 
-def to_table(
-    table: Table, measurement: Measurement, keep: Array | None, to_host: Any
-) -> Table:
+def to_table(table: Table, measurement: Measurement, keep: Array | None, to_host: Any) -> Table:
     """The caller's rows with the measured columns: the one step that makes a table.
 
     Columns that the table already has are replaced where they stand, all others follow in the

@@ -81,7 +81,7 @@ def _fill_bad_cells(cells: NDArray[np.float64]) -> NDArray[np.float64]:
     distance, index = cKDTree(good, leafsize=10).query(
         np.argwhere(bad), k=np.arange(1, min(N_FILL_NEIGHBOURS, len(good)) + 1)
     )
-    weight = 1 / distance
+    weight = 1 / np.asarray(distance)
     filled = cells.copy()
     filled[bad] = (weight * cells[~bad][index]).sum(axis=1) / weight.sum(axis=1)
     return filled

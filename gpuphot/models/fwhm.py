@@ -27,6 +27,6 @@ def typical_fwhm(fwhm: FWHM, shape: tuple[int, int]) -> float:
         In pixels; not checked.
     """
     if not callable(fwhm) or hasattr(fwhm, "__float__"):
-        return float(fwhm)  # type: ignore[arg-type]
+        return float(fwhm)
     height, width = shape
     return float(np.median(np.atleast_1d(fwhm(width / 2, height / 2))))

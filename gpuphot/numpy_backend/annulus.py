@@ -22,9 +22,7 @@ SINGULAR_PIVOT = 1e-10
 polynomial, for instance because they all lie on a line."""
 
 
-def annulus_mode(
-    frame: Frame, pos: Positions, r_in: float, r_out: float
-) -> NDArray[np.float64]:
+def annulus_mode(frame: Frame, pos: Positions, r_in: float, r_out: float) -> NDArray[np.float64]:
     """Sigma-clipped mode of the pixels in an annulus, ``3 median - 2 mean``.
 
     Takes the pixels with ``r_in <= d < r_out`` from their centre to the source, without masked
@@ -47,10 +45,9 @@ def annulus_mode(
     for i, pixels in _annuli(frame, pos, r_in, r_out):
         keep = pixels.usable & (pixels.d2 >= r_in * r_in) & (pixels.d2 < r_out * r_out)
         samples = SortedSamples(pixels.values, keep)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            first, last, _, _ = samples.clip()
-            median, mean, _ = samples.median_mean_std(first, last)
-            level[i] = samples.reference + 3 * median - 2 * mean
+        first, last, _, _ = samples.clip()
+        median, mean, _ = samples.median_mean_std(first, last)
+        level[i] = samples.reference + 3 * median - 2 * mean
     return level
 
 
@@ -90,26 +87,38 @@ def annulus_polynomial(
 def _clipped_fit(
     surface: _Surface, values: NDArray[np.float64], keep: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """Coefficients (n, terms) of the surface through the pixels that survive clipping."""
-    initial = surface.fit(values, keep)
+    """Coefficients (terms, n) of the surfaces through the pixels that survive clipping.
+
+    `values` and `keep` of shape (n, T) are overwritten.
+    """
+    count = np.count_nonzero(keep, axis=1)
+    values[~keep] = 0
+    with np.errstate(invalid="ignore", divide="ignore"):
+        offset = np.einsum("np->n", values) / count
+    values -= np.where(keep, offset[:, None], 0)
+    moments = surface.moments(keep)
+    initial = surface.fit(moments, values)
     coefficients = initial.copy()
-    active = np.flatnonzero(np.count_nonzero(keep, axis=1) >= MIN_POLYNOMIAL_PIXELS)
+    active = np.flatnonzero(count >= MIN_POLYNOMIAL_PIXELS)
     for _ in range(MAX_POLYNOMIAL_ROUNDS):
-        kept = keep[active]
-        n = np.count_nonzero(kept, axis=1)
-        residual = np.where(kept, values[active] - surface.evaluate(coefficients[active]), 0)
-        limit = CLIP_SIGMA * _std(residual, n)
-        kept &= np.abs(residual, out=residual) <= limit[:, None]
-        n_left = np.count_nonzero(kept, axis=1)
-        changed = (n_left < n) & (limit > 0)
-        exhausted = active[changed & (n_left < MIN_POLYNOMIAL_PIXELS)]
-        coefficients[exhausted] = initial[exhausted]
-        changed &= n_left >= MIN_POLYNOMIAL_PIXELS
-        active, kept = active[changed], kept[changed]
+        residual = values[active] - surface.evaluate(coefficients[:, active])
+        residual *= keep[active]
+        limit = CLIP_SIGMA * _std(residual, count[active])
+        rejected = np.abs(residual, out=residual) > limit[:, None]
+        changed = rejected.any(axis=1) & (limit > 0)
+        active, rejected = active[changed], rejected[changed]
+        count[active] -= np.count_nonzero(rejected, axis=1)
+        enough = count[active] >= MIN_POLYNOMIAL_PIXELS
+        exhausted = active[~enough]
+        coefficients[:, exhausted] = initial[:, exhausted]
+        active, rejected = active[enough], rejected[enough]
         if not len(active):
             break
-        keep[active] = kept
-        coefficients[active] = surface.fit(values[active], kept)
+        keep[active] &= ~rejected
+        values[active] *= ~rejected
+        moments[:, active] -= surface.moments_of(rejected)
+        coefficients[:, active] = surface.fit(moments[:, active], values[active])
+    coefficients[0] += offset
     return coefficients
 
 
@@ -134,47 +143,54 @@ class _Surface:
     def __init__(self, offset_x: NDArray, offset_y: NDArray, scale: float, order: int) -> None:
         self._scale = scale
         self._powers = _powers(order)
-        u, v = offset_x / scale, offset_y / scale
-        self._terms = np.stack([u**a * v**b for a, b in self._powers])
-        moments = _powers(2 * order)
-        self._moment_terms = np.stack([u**a * v**b for a, b in moments])
+        self._terms = _monomials(self._powers, offset_x / scale, offset_y / scale)
+        # The normal matrix holds moments: sums of monomials of up to twice the order.
+        powers = _powers(2 * order)
+        self._moment_terms = _monomials(powers, offset_x / scale, offset_y / scale)
         self._moment_of_pair = np.array(
-            [[moments.index((a + c, b + d)) for c, d in self._powers] for a, b in self._powers]
+            [[powers.index((a + c, b + d)) for c, d in self._powers] for a, b in self._powers]
         )
 
-    def fit(
-        self, values: NDArray[np.float64], keep: NDArray[np.bool_]
-    ) -> NDArray[np.float64]:
-        """Least-squares coefficients (n, terms) of the kept values of each row.
+    def moments(self, keep: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Sums (moments, n) of the monomials over the kept pixels of each row."""
+        weight = keep.astype(np.float64)
+        return np.stack([np.einsum("np,p->n", weight, term) for term in self._moment_terms])
+
+    def moments_of(self, few: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """The same over a few pixels, at least one of each row."""
+        row, pixel = np.nonzero(few)
+        first = np.flatnonzero(np.diff(row, prepend=-1))
+        return np.add.reduceat(self._moment_terms[:, pixel], first, axis=1)
+
+    def fit(self, moments: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Least-squares coefficients (terms, n) of values (n, T), which are 0 where not kept.
 
         Where there are too few of them, or they do not determine the polynomial, a constant:
         their mean.
         """
-        n = np.count_nonzero(keep, axis=1)
-        weight = keep.astype(np.float64)
-        values = np.where(keep, values, 0)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            mean = np.einsum("np->n", values) / n
-        values -= weight * mean[:, None]
-        moments = np.stack([np.einsum("np,p->n", weight, term) for term in self._moment_terms])
+        count = moments[0]
         rhs = np.stack([np.einsum("np,p->n", values, term) for term in self._terms])
-        solution, pivot = cholesky_solve(moments[self._moment_of_pair], rhs)
-        determined = (n >= MIN_POLYNOMIAL_PIXELS) & (pivot > SINGULAR_PIVOT)
-        coefficients = np.where(determined, solution, 0).T
-        coefficients[:, 0] += mean
+        coefficients, pivot = cholesky_solve(moments[self._moment_of_pair], rhs)
+        constant = ~((count >= MIN_POLYNOMIAL_PIXELS) & (pivot > SINGULAR_PIVOT))
+        coefficients[:, constant] = 0
+        with np.errstate(invalid="ignore", divide="ignore"):
+            coefficients[0, constant] = rhs[0, constant] / count[constant]
         return coefficients
 
     def evaluate(self, coefficients: NDArray[np.float64]) -> NDArray[np.float64]:
         """The surfaces of n sources on their T pixels."""
-        return np.einsum("nk,kp->np", coefficients, self._terms)
+        return np.einsum("kn,kp->np", coefficients, self._terms)
 
     def value_at(
         self, coefficients: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]
     ) -> NDArray[np.float64]:
         """The surface of each source at one point of its own."""
-        u, v = x / self._scale, y / self._scale
-        terms = np.stack([u**a * v**b for a, b in self._powers], axis=1)
-        return np.einsum("nk,nk->n", coefficients, terms)
+        terms = _monomials(self._powers, x / self._scale, y / self._scale)
+        return (coefficients * terms).sum(axis=0)
+
+
+def _monomials(powers: list[tuple[int, int]], x: NDArray, y: NDArray) -> NDArray[np.float64]:
+    return np.stack([x**a * y**b for a, b in powers])
 
 
 def _powers(order: int) -> list[tuple[int, int]]:
@@ -212,20 +228,24 @@ def _annuli(
         i = rows[part]
         x0, y0 = np.rint(pos.x[i]), np.rint(pos.y[i])
         phase_x, phase_y = pos.x[i] - x0, pos.y[i] - y0
-        dx, dy = offset_x - phase_x[:, None], offset_y - phase_y[:, None]
+        d2, dy2 = offset_x - phase_x[:, None], offset_y - phase_y[:, None]
+        d2 *= d2
+        dy2 *= dy2
+        d2 += dy2
         column, row = x0.astype(np.intp)[:, None], y0.astype(np.intp)[:, None]
-        index = (pos.frame[i, None] * height + row) * width + column
-        index = index + (offset_y * width + offset_x).astype(np.intp)
+        first = (pos.frame[i, None] * height + row) * width + column
+        index = first + (offset_y * width + offset_x).astype(np.intp)
         usable = np.ones(index.shape, np.bool_)
         if _crosses_edge(column, width, offset_x) or _crosses_edge(row, height, offset_y):
             column, row = column + offset_x, row + offset_y
             usable = (column >= 0) & (column < width) & (row >= 0) & (row < height)
             index[~usable] = 0
         if any_bad:
-            usable &= (frame.bad.ravel()[index] & Bad.UNUSABLE) == 0
-        values = frame.data.ravel()[index]
-        yield i, _AnnulusPixels(
-            offset_x, offset_y, phase_x, phase_y, values, dx * dx + dy * dy, usable
+            usable &= (frame.bad.ravel().take(index) & Bad.UNUSABLE) == 0
+        values = frame.data.ravel().take(index)
+        yield (
+            i,
+            _AnnulusPixels(offset_x, offset_y, phase_x, phase_y, values, d2, usable),
         )
 
 

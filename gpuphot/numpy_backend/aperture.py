@@ -97,9 +97,7 @@ def _chunk_sums(
             bad = pixels(frame.bad)
             touched = np.flatnonzero(bad.any(axis=1))
             bad, weight = bad[touched], weight[touched]
-            masked[touched] = _masked_centre(
-                bad, edge_x[touched], edge_y[touched], r[touched]
-            )
+            masked[touched] = _masked_centre(bad, edge_x[touched], edge_y[touched], r[touched])
             weight[(bad & Bad.IMAGE) != 0] = 0
             # A pixel that the circle does not reach must not count even if it is NaN.
             reached = weight > 0

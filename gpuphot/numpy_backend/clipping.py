@@ -14,6 +14,10 @@ CLIP_SIGMA = 3.0
 MAX_REJECTIONS = 10
 
 
+_quiet = np.errstate(invalid="ignore", divide="ignore", over="ignore")
+"""Empty samples give NaN without a warning."""
+
+
 class SortedSamples:
     """One sorted sample per row.
 
@@ -32,6 +36,7 @@ class SortedSamples:
         Median of each sample (0 for an empty one), which all statistics are relative to.
     """
 
+    @_quiet
     def __init__(self, values: NDArray[np.float64], keep: NDArray[np.bool_] | None) -> None:
         n, size = values.shape
         self._rows = np.arange(n)
@@ -58,6 +63,7 @@ class SortedSamples:
         """Number of members of each sample."""
         return self.last - self.first
 
+    @_quiet
     def median_mean_std(
         self, first: NDArray[np.intp], last: NDArray[np.intp]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
@@ -89,6 +95,7 @@ class SortedSamples:
             high = np.where(below | ~open_, high, middle)
         return low
 
+    @_quiet
     def clip(
         self,
     ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]:

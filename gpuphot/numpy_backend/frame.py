@@ -93,7 +93,7 @@ def subtract_background(
             if err is None and gain is not None:
                 noise[rows] = np.sqrt(bkg_rms[rows] ** 2 + np.maximum(pixels / gain, 0))
         if err is not None:
-            _mark(flags, ~np.isfinite(noise[rows]), Bad.NOISE)
+            _mark_not_finite(noise[rows], flags, Bad.NOISE)
     return Frame(
         data=data[None],
         bad=bad[None],
@@ -102,25 +102,23 @@ def subtract_background(
     )
 
 
-def _subtract(
-    pixels: NDArray, flags: NDArray, level: SplineSurface | NDArray, rows: slice
-) -> None:
+def _subtract(pixels: NDArray, flags: NDArray, level: SplineSurface | NDArray, rows: slice) -> None:
     if isinstance(level, SplineSurface):
         pixels -= surface_rows(level, rows, out=np.empty(pixels.shape))
     else:
         pixels -= level[rows]
-        _mark(flags, ~np.isfinite(pixels), Bad.BACKGROUND)
-    missing = (flags & Bad.IMAGE) != 0
-    if missing.any():
+        _mark_not_finite(pixels, flags, Bad.BACKGROUND)
+    if flags.any():
+        missing = (flags & Bad.IMAGE) != 0
         pixels[missing] = 0
         flags[missing] &= ~Bad.BACKGROUND
 
 
-def _mark(flags: NDArray[np.uint8], where: NDArray[np.bool_], bit: np.uint8) -> None:
-    if where.any():
-        flags[where] |= bit
+def _mark_not_finite(values: NDArray, flags: NDArray[np.uint8], bit: np.uint8) -> None:
+    finite = np.isfinite(values)
+    if not finite.all():
+        flags[~finite] |= bit
 
 
 def _plane(values: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float64]:
     return np.broadcast_to(np.asarray(values, dtype=np.float64), shape)
-

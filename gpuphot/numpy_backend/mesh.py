@@ -74,11 +74,11 @@ def _clipped_level(
     values: NDArray[np.float64], good: NDArray[np.bool_], min_good: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     samples = SortedSamples(values.copy(), None if good.all() else good)
+    _, _, low, high = samples.clip()
+    # The final bounds hold for all pixels of the cell, also for those rejected on the way.
+    first, last = samples.between(low, high)
+    median, mean, std = samples.median_mean_std(first, last)
     with np.errstate(invalid="ignore", divide="ignore"):
-        _, _, low, high = samples.clip()
-        # The final bounds hold for all pixels of the cell, also for those rejected on the way.
-        first, last = samples.between(low, high)
-        median, mean, std = samples.median_mean_std(first, last)
         skewed = np.abs(mean - median) / std >= 0.3
     level = np.where(skewed, median, 2.5 * median - 1.5 * mean)
     level = samples.reference + np.where(std == 0, mean, level)
