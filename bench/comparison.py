@@ -111,7 +111,7 @@ def _parser(benchmark: str, keys: list[str]) -> argparse.ArgumentParser:
     parser.add_argument(
         "--reference-repeats",
         type=int,
-        help="timed calls of each reference; None: 3, above 10000 sources 1",
+        help="timed calls of each reference; None: 3, above 10000 sources 2",
     )
     parser.add_argument(
         "--reference-sources",
@@ -154,7 +154,7 @@ def _run(workload: Workload, row: Row, arguments: argparse.Namespace) -> dict[st
     calls: dict[str, Callable[[], Seconds]] = {"gpuphot": partial(harness.timed, ours)}
     for name, measure in {"stdpipe": stdpipe, **others}.items():
         calls[name] = partial(_timed_reference, measure, workload, sources)
-    repeats = dict.fromkeys(calls, arguments.reference_repeats or (3 if n <= 10_000 else 1))
+    repeats = dict.fromkeys(calls, arguments.reference_repeats or (3 if n <= 10_000 else 2))
     repeats["gpuphot"] = arguments.repeats
     summaries = {
         name: harness.summary(runs) for name, runs in harness.interleaved(calls, repeats).items()
@@ -295,9 +295,9 @@ def _notes(report: dict[str, Any], titles: dict[str, str]) -> str:
                 "error (median)."
             )
     scaled = {
-        f"- ~ at {r['workload']}: the reference measured {r['reference_sources']} of {r['sources']} "
-        "sources. The time beyond a call with one source is scaled per source, that of this call "
-        "is not."
+        f"- ~ at {r['workload']}: only {r['reference_sources']} of {r['sources']} sources were "
+        "measured. The time beyond a call with one source is scaled per source, that of this "
+        "call is not."
         for r in results
         if r["reference_sources"] < r["sources"]
     }

@@ -216,7 +216,7 @@ def _add_pixel_options(group: Any) -> None:
     )  # fmt: skip
     group.add_argument(
         "--bg-size", type=int, metavar="PIXELS",
-        help="size of the background mesh cells (default: %(default)s)",
+        help="size of the background mesh cells, those of --detect too (default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
         "--bg", metavar="NUMBER_OR_FITS", help="background to subtract instead of an estimated one"
@@ -235,6 +235,8 @@ def _run_demo(args: argparse.Namespace) -> None:
 
     with _user_errors():
         resolve_backend()
+    with _user_errors(f"cannot make {args.output}: "):
+        args.output.mkdir(parents=True, exist_ok=True)
     with _user_errors(expected=(OSError, ImportError)):
         run_demo(args.output)
 

@@ -82,7 +82,7 @@ def detect_objects(
     try:
         found = sep_x.extract(data, threshold, err=background.rms(), mask=bad)
     except Exception as error:  # SEP raises nothing more specific
-        raise ValueError(f"threshold={threshold:g} is not possible here: {error}") from error
+        raise ValueError(f"sep_x.extract fails with threshold={threshold:g}: {error}") from error
     return _to_table(found)
 
 

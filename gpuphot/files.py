@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from astropy.io import fits
 from astropy.io.registry import IORegistryError, identify_format
 from astropy.table import Table
@@ -95,7 +96,7 @@ def read_catalog(
     for name, column in (("x", x_column), ("y", y_column)):
         _rename(table, column, name)
         if one_based:
-            table[name] = _minus_one(table, name, column)
+            table[name] = table[name] - 1.0
     return table
 
 
@@ -109,18 +110,14 @@ def _read_text(path: Path) -> Table:
 def _rename(table: Table, column: str, name: str) -> None:
     if column not in table.colnames:
         raise ValueError(
-            f"it has no column '{column}' (see --{name}-column), only {', '.join(table.colnames)}"
+            f"it has no column '{column}' (see --{name}-column); "
+            f"its columns are: {', '.join(table.colnames) or 'none'}"
         )
     if column != name and name in table.colnames:
         raise ValueError(f"'{column}' cannot become '{name}', it has another column '{name}'")
+    if np.asarray(table[column]).dtype.kind not in "iuf":
+        raise ValueError(f"its column '{column}' does not hold numbers")
     table.rename_column(column, name)
-
-
-def _minus_one(table: Table, name: str, column: str) -> Any:
-    try:
-        return table[name] - 1.0
-    except TypeError:
-        raise ValueError(f"its column '{column}' does not hold numbers") from None
 
 
 def check_output(path: Path, overwrite: bool) -> None:

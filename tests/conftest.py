@@ -11,10 +11,12 @@ import gpuphot
 
 from .scenes import make_scene
 
-FIXED_SEEDS = (1, 2, 3)
 FRESH_SEED = int(
     os.environ.get("GPUPHOT_TEST_SEED") or np.random.SeedSequence().generate_state(1)[0]
 )
+
+
+SEEDS = (1, 2, 3, FRESH_SEED)
 
 
 def pytest_addoption(parser):
@@ -29,7 +31,8 @@ def pytest_report_header(config):
 
 def pytest_generate_tests(metafunc):
     if "seed" in metafunc.fixturenames:
-        metafunc.parametrize("seed", (*FIXED_SEEDS, FRESH_SEED))
+        seeds = (FRESH_SEED,) if metafunc.definition.get_closest_marker("fresh_seed") else SEEDS
+        metafunc.parametrize("seed", seeds)
 
 
 @pytest.fixture(scope="session")

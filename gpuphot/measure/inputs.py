@@ -161,7 +161,10 @@ def _real_array(name: str, values: Any) -> NDArray:
             f"{name} must be a plain array, got {_kind(values)}; hand over its values (and its "
             "mask and uncertainty as mask and err)"
         )
-    array = np.ma.getdata(values) if isinstance(values, np.ma.MaskedArray) else np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        raise TypeError(f"{name} must be an array, got a ragged {_kind(values)}") from None
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{name} must be an array of real numbers, got {_kind(values)}")
     return array
@@ -178,7 +181,7 @@ def _plane(name: str, values: NDArray, shape: tuple[int, ...]) -> NDArray:
 
 def real_number(name: str, value: Any, expected: str = "a number") -> float:
     """A real scalar as float; arrays, strings and booleans are none."""
-    if isinstance(value, (str, bytes, bool, np.bool_)) or np.ndim(value) > 0:
+    if isinstance(value, (str, bytes, bool, np.bool_, list, tuple)) or np.ndim(value) > 0:
         raise TypeError(f"{name} must be {expected}, got {_kind(value)}")
     try:
         return float(value)
@@ -211,7 +214,7 @@ def integer(name: str, value: Any, minimum: int) -> int:
 def choice(name: str, value: Any, choices: Sequence[Any]) -> Any:
     """The one of `choices` that equals `value`."""
     for option in choices:
-        if np.ndim(value) == 0 and value == option:
+        if isinstance(value, (int, float, str, np.generic)) and value == option:
             return option
     listed = ", ".join(map(repr, choices))
     raise ValueError(f"{name} must be one of {listed}, got {value!r}")

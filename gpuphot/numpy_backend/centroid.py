@@ -42,14 +42,14 @@ def com_centroid(
         i = i[pos.valid[i] & _inside(frame, x[i], y[i], half_size)]
         for _ in range(n_iter):
             i = i[_fits(frame, x[i], y[i], half_size)]
+            if not len(i):
+                break
             new_x, new_y = _step(frame, pos.frame[i], x[i], y[i], half_size)
             moved = np.isfinite(new_x)
             i, new_x, new_y = i[moved], new_x[moved], new_y[moved]
             shift = np.hypot(new_x - x[i], new_y - y[i])
             x[i], y[i] = new_x, new_y
             i = i[shift >= MAX_SHIFT]
-            if not len(i):
-                break
     return x, y
 
 

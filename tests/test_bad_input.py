@@ -1,0 +1,279 @@
+"""Bad and odd input: it works as a user would expect, or one clear error names the argument."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from astropy import units as u
+from astropy.nddata import CCDData
+from astropy.table import MaskedColumn, Table
+
+import gpuphot
+from gpuphot import Flag
+
+SHAPE = (60, 70)
+IMAGE = np.random.default_rng(0).normal(100, 3, SHAPE)
+NAN = np.full(SHAPE, np.nan)
+
+
+def table():
+    return Table({"x": [20.0, 40.0], "y": [30.0, 25.5]})
+
+
+def measure(backend, obj=None, image=IMAGE, **options):
+    obj = table() if obj is None else obj
+    return gpuphot.measure_objects(obj, image, backend=backend, **options)
+
+
+def with_column(name, values):
+    t = table()
+    t[name] = values
+    return t
+
+
+class NoNumber:
+    """A callable FWHM whose summary fails."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __call__(self, x, y):
+        if isinstance(self.value, Exception):
+            raise self.value
+        return self.value
+
+
+REFUSED = {
+    # obj
+    "obj list": ({"obj": [1, 2]}, TypeError, "obj must be an astropy Table .*got list"),
+    "obj dict": ({"obj": {"x": [1], "y": [2]}}, TypeError, "obj must be .*got dict"),
+    "obj plain array": ({"obj": np.ones((2, 2))}, TypeError, "obj must be .*got ndarray"),
+    "obj without x": ({"obj": Table({"y": [1.0]})}, ValueError, "'x' and 'y', got only"),
+    "obj without columns": ({"obj": Table()}, ValueError, "obj must have columns 'x' and 'y'"),
+    "x of strings": ({"obj": with_column("x", ["a", "b"])}, TypeError, "'x' of obj .*numbers"),
+    "x of objects": ({"obj": with_column("x", [None, 1])}, TypeError, "'x' of obj .*object"),
+    "y complex": ({"obj": with_column("y", [1j, 2])}, TypeError, "'y' of obj .*complex"),
+    "x two-dimensional": (
+        {"obj": with_column("x", np.ones((2, 3)))},
+        ValueError,
+        r"'x' of obj .*shape \(2, 3\)",
+    ),
+    "x in degrees": ({"obj": with_column("x", [1, 2] * u.deg)}, ValueError, "'x' .*pixels.*deg"),
+    "flags of strings": ({"obj": with_column("flags", ["a", "b"])}, TypeError, "'flags' of obj"),
+    "flags of fractions": ({"obj": with_column("flags", [0.5, 1])}, ValueError, "'flags' of obj"),
+    "flags NaN": ({"obj": with_column("flags", [np.nan, 1])}, ValueError, "'flags' of obj"),
+    "flags two-dimensional": (
+        {"obj": with_column("flags", np.ones((2, 2), int))},
+        TypeError,
+        "'flags' of obj",
+    ),
+    # image
+    "image None": ({"image": None}, TypeError, "image must be an array of real numbers"),
+    "image string": ({"image": "m13.fits"}, TypeError, "image must be .*'m13.fits'"),
+    "image complex": ({"image": IMAGE + 1j}, TypeError, "image must be .*complex128"),
+    "image 1-D": ({"image": np.ones(5)}, ValueError, r"image must be a 2-D .*\(5,\)"),
+    "image 3-D": ({"image": np.ones((2, 5, 5))}, ValueError, r"image must be a 2-D .*\(2, 5, 5\)"),
+    "image empty": ({"image": np.ones((0, 0))}, ValueError, r"image must be .*\(0, 0\)"),
+    "image ragged": ({"image": [[1, 2], [3]]}, TypeError, "image must be"),
+    "image Quantity": ({"image": IMAGE * u.adu}, TypeError, "image must be a plain .*Quantity"),
+    "image CCDData": (
+        {"image": CCDData(IMAGE, unit="adu")},
+        TypeError,
+        "image must be a plain .*CCDData",
+    ),
+    "image all NaN": ({"image": NAN}, ValueError, "image must have unmasked, finite pixels"),
+    # mask, bg, err
+    "mask shape": ({"mask": np.ones((3, 3))}, ValueError, r"mask must .*\(60, 70\), got .*\(3, 3\)"),
+    "mask string": ({"mask": "no"}, TypeError, "mask must be an array"),
+    "mask all True": ({"mask": np.ones(SHAPE)}, ValueError, "image must have unmasked"),
+    "bg shape": ({"bg": np.ones((3, 3))}, ValueError, r"bg must .*got shape \(3, 3\)"),
+    "bg complex": ({"bg": IMAGE * 1j}, TypeError, "bg must be an array of real numbers"),
+    "bg string": ({"bg": "auto"}, TypeError, "bg must be .*'auto'"),
+    "err shape": ({"err": np.ones(3)}, ValueError, r"err must .*got shape \(3,\)"),
+    "err Quantity": ({"err": IMAGE * u.adu}, TypeError, "err must be a plain array"),
+    # aper, fwhm, bkgann
+    "aper zero": ({"aper": 0}, ValueError, "aper must be a positive number, got 0"),
+    "aper negative": ({"aper": -3.0}, ValueError, r"aper must be a positive number, got -3\.0"),
+    "aper NaN": ({"aper": np.nan}, ValueError, "aper must be a positive number, got nan"),
+    "aper infinite": ({"aper": np.inf}, ValueError, "aper must be a positive number, got inf"),
+    "aper None": ({"aper": None}, TypeError, "aper must be a positive number, got NoneType"),
+    "aper string": ({"aper": "3"}, TypeError, "aper must be a positive number, got '3'"),
+    "aper list": ({"aper": [3, 4]}, TypeError, "aper must be a positive number, got list"),
+    "aper array": ({"aper": np.ones(2)}, TypeError, r"aper must .*shape \(2,\)"),
+    "aper boolean": ({"aper": True}, TypeError, "aper must be a positive number, got True"),
+    "aper complex": ({"aper": 3j}, TypeError, "aper must be a positive number, got 3j"),
+    "fwhm zero": ({"fwhm": 0}, ValueError, "fwhm must be a positive number, got 0"),
+    "fwhm negative": ({"fwhm": -2}, ValueError, "fwhm must be a positive number, got -2"),
+    "fwhm NaN": ({"fwhm": np.nan}, ValueError, "fwhm must be a positive number, got nan"),
+    "fwhm string": ({"fwhm": "3.5"}, TypeError, "fwhm must be a positive number, got '3.5'"),
+    "fwhm array": ({"fwhm": np.full(2, 3.0)}, TypeError, "fwhm must be a positive number"),
+    "fwhm callable NaN": ({"fwhm": NoNumber(np.nan)}, ValueError, "fwhm must be positive.*nan"),
+    "fwhm callable zero": ({"fwhm": NoNumber(0)}, ValueError, r"fwhm must be positive.*0\.0"),
+    "fwhm callable string": ({"fwhm": NoNumber("wide")}, TypeError, "fwhm must be"),
+    "fwhm callable failing": (
+        {"fwhm": NoNumber(ValueError("outside of the map"))},
+        TypeError,
+        "fwhm must be .*outside of the map",
+    ),
+    "bkgann number": ({"bkgann": 8}, ValueError, r"bkgann must be two radii .*got 8"),
+    "bkgann three": ({"bkgann": (5, 8, 9)}, ValueError, "bkgann must be two radii"),
+    "bkgann string": ({"bkgann": "58"}, ValueError, "bkgann must be two radii"),
+    "bkgann reversed": ({"bkgann": (15, 8)}, ValueError, "bkgann must have an outer radius above"),
+    "bkgann equal": ({"bkgann": (8, 8)}, ValueError, "bkgann must have an outer radius above"),
+    "bkgann from zero": ({"bkgann": (0, 8)}, ValueError, "bkgann must be a positive number, got 0"),
+    "bkgann NaN": ({"bkgann": (5, np.nan)}, ValueError, "bkgann must be a positive number, got nan"),
+    "bkgann of strings": ({"bkgann": ("5", "8")}, TypeError, "bkgann must be a positive number"),
+    "bkg_order 3": ({"bkg_order": 3}, ValueError, "bkg_order must be one of 0, 1, 2, got 3"),
+    "bkg_order -1": ({"bkg_order": -1}, ValueError, "bkg_order must be one of 0, 1, 2, got -1"),
+    "bkg_order None": ({"bkg_order": None}, ValueError, "bkg_order must be one of"),
+    "bkg_order array": ({"bkg_order": np.ones(2)}, ValueError, "bkg_order must be one of"),
+    # numbers
+    "gain negative": ({"gain": -1}, ValueError, "gain must be a positive number or None, got -1"),
+    "gain NaN": ({"gain": np.nan}, ValueError, "gain must be .*got nan"),
+    "gain string": ({"gain": "2"}, TypeError, "gain must be .*got '2'"),
+    "gain array": ({"gain": np.ones(2)}, TypeError, "gain must be"),
+    "bg_size zero": ({"bg_size": 0}, ValueError, "bg_size must be an integer of at least 1, got 0"),
+    "bg_size negative": ({"bg_size": -64}, ValueError, "bg_size must be .*got -64"),
+    "bg_size fraction": ({"bg_size": 64.0}, TypeError, r"bg_size must be .*got 64\.0"),
+    "bg_size tuple": ({"bg_size": (64, 64)}, TypeError, "bg_size must be .*got tuple"),
+    "bg_size None": ({"bg_size": None}, TypeError, "bg_size must be .*got NoneType"),
+    "sn NaN": ({"sn": np.nan}, ValueError, "sn must be a number or None, got nan"),
+    "sn string": ({"sn": "5"}, TypeError, "sn must be a number or None, got '5'"),
+    "centroid_iter negative": ({"centroid_iter": -1}, ValueError, "centroid_iter must be .*got -1"),
+    "centroid_iter fraction": ({"centroid_iter": 1.5}, TypeError, "centroid_iter must be"),
+    "centroid_method": ({"centroid_method": "moment"}, ValueError, "centroid_method must be one of"),
+    "centroid_method None": ({"centroid_method": None}, ValueError, "centroid_method must be one"),
+    # what is to come
+    "optimal": ({"optimal": True}, NotImplementedError, "optimal=True is not implemented"),
+    "psf": ({"psf": {"fwhm": 3}}, NotImplementedError, "psf=.* is not implemented"),
+    "psf centroids": (
+        {"centroid_method": "psf"},
+        NotImplementedError,
+        "centroid_method='psf' is not implemented",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_with_a_message_that_names_the_argument(backend, case):
+    options, error, message = REFUSED[case]
+    with pytest.raises(error, match=message) as caught:
+        measure(backend, **options)
+    assert "\n" not in str(caught.value)
+
+
+SAME_AS_DEFAULT = {
+    "bkgann list": ({"bkgann": [5, 9]}, {"bkgann": (5, 9)}),
+    "bkgann array": ({"bkgann": np.array([5, 9])}, {"bkgann": (5, 9)}),
+    "bkg_order 1.0": ({"bkgann": (5, 9), "bkg_order": 1.0}, {"bkgann": (5, 9), "bkg_order": 1}),
+    "aper NumPy integer": ({"aper": np.int16(4)}, {"aper": 4.0}),
+    "aper 0-d array": ({"aper": np.array(4)}, {"aper": 4.0}),
+    "fwhm callable": ({"fwhm": NoNumber(2.5)}, {"fwhm": 2.5}),
+    "fwhm callable, array": ({"fwhm": NoNumber(np.array([2.5]))}, {"fwhm": 2.5}),
+    "image list": ({"image": IMAGE.tolist()}, {}),
+    "image big-endian": ({"image": IMAGE.astype(">f8")}, {}),
+    "image masked nowhere": ({"image": np.ma.MaskedArray(IMAGE)}, {}),
+    "mask None": ({"mask": None}, {"mask": np.zeros(SHAPE)}),
+    "mask row": ({"mask": np.eye(1, 70, 20)}, {"mask": np.eye(1, 70, 20) + np.zeros(SHAPE)}),
+    "mask numbers": ({"mask": 2.5 * np.eye(*SHAPE)}, {"mask": np.eye(*SHAPE) > 0}),
+    "bg scalar": ({"bg": 100}, {"bg": np.full(SHAPE, 100.0)}),
+    "bg column": ({"bg": np.full((60, 1), 99.0)}, {"bg": 99.0}),
+    "err scalar": ({"err": 2}, {"err": np.full(SHAPE, 2.0)}),
+    "err integer": ({"err": np.full(SHAPE, 2)}, {"err": np.full(SHAPE, 2.0)}),
+    "err negative": ({"err": -np.full(SHAPE, 2.0)}, {"err": np.full(SHAPE, 2.0)}),
+    "gain zero": ({"gain": 0}, {}),
+    "gain infinite": ({"gain": np.inf}, {}),
+    "sn negative": ({"sn": -5}, {}),
+    "bg_size NumPy integer": ({"bg_size": np.int64(64)}, {}),
+    "bg_size beyond the image": ({"bg_size": 10**9}, {"bg_size": 70}),
+    "unused grouping": ({"group_sources": False, "grouper_radius": 5}, {}),
+    "Fortran order": ({"image": np.asfortranarray(IMAGE)}, {}),
+    "row positions": ({"obj": table().as_array()}, {}),
+}
+
+
+@pytest.mark.parametrize("case", SAME_AS_DEFAULT)
+def test_odd_but_meaningful_input_works(backend, case):
+    odd, plain = SAME_AS_DEFAULT[case]
+    result, expected = measure(backend, **odd), measure(backend, **plain)
+    for name in expected.colnames:
+        np.testing.assert_array_equal(result[name], expected[name])
+
+
+@pytest.mark.parametrize("dtype", ["u2", ">i2", "?", "f2", ">f4", "i8"])
+def test_images_of_any_real_dtype(backend, dtype):
+    image = IMAGE.astype(dtype)
+    result = measure(backend, image=image, bg=0, err=1.0)
+    expected = measure(backend, image=image.astype(float), bg=0, err=1.0)
+    np.testing.assert_array_equal(result["flux"], expected["flux"])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e6, -1e6, 1e300])
+@pytest.mark.parametrize("bkgann", [None, (5, 9)])
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_one_bad_position_costs_only_its_own_row(backend, value, bkgann, order):
+    options = {"bkgann": bkgann, "bkg_order": order, "centroid_iter": 2}
+    result = measure(backend, with_column("x", [20.0, value]), **options)
+    alone = measure(backend, table()[:1], **options)
+    assert np.isnan(result["flux"][1])
+    assert result["flags"].tolist() == [0, Flag.INVALID]
+    for name in alone.colnames:
+        assert result[name][0] == alone[name][0]
+
+
+def test_masked_position_is_not_measured(backend):
+    masked = with_column("y", MaskedColumn([30.0, 25.5], mask=[False, True]))
+    result = measure(backend, masked)
+    assert np.isnan(result["flux"]).tolist() == [False, True]
+    assert result["flags"].tolist() == [0, Flag.INVALID]
+
+
+def test_masked_flags_count_as_none(backend):
+    flags = MaskedColumn([4, 8], mask=[False, True])
+    assert measure(backend, with_column("flags", flags))["flags"].tolist() == [4, 0]
+
+
+def test_image_without_a_finite_pixel_has_no_flux_but_a_flag(backend):
+    result = measure(backend, image=NAN, bg=0.0, err=1.0)
+    assert result["npix_aper"].tolist() == [0, 0]
+    assert result["flags"].tolist() == [Flag.MASKED, Flag.MASKED]
+
+
+def test_constant_image_has_no_flux_and_no_error(backend):
+    result = measure(backend, image=np.full(SHAPE, 0.1), bkgann=(5, 9))
+    np.testing.assert_allclose(result["flux"], 0, atol=1e-14)
+    np.testing.assert_allclose(result["fluxerr"], 0, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["bg", "err"])
+def test_masked_array_planes_are_not_known_where_masked(backend, name):
+    mask = np.zeros(SHAPE, bool)
+    mask[30, 20] = True
+    plane = np.ma.MaskedArray(np.ones(SHAPE), mask)
+    result = measure(backend, **{"bg": 0.0, "err": 1.0, name: plane})
+    spoilt = "flux" if name == "bg" else "fluxerr"
+    assert np.isnan(result[spoilt]).tolist() == [True, False]
+
+
+def test_noise_of_zero_gives_errors_of_zero(backend):
+    assert measure(backend, err=0.0)["fluxerr"].tolist() == [0, 0]
+
+
+def test_aperture_far_larger_than_the_image(backend):
+    result = measure(backend, aper=500, bg=0.0, err=1.0)
+    np.testing.assert_allclose(result["flux"], IMAGE.sum(), rtol=1e-12)
+    np.testing.assert_allclose(result["npix_aper"], IMAGE.size, rtol=1e-12)
+
+
+def test_annulus_thinner_than_a_pixel(backend):
+    result = measure(backend, bkgann=(8, 8.01))
+    held = np.isfinite(result["bg_local"])
+    assert np.all((np.asarray(result["flags"]) == 0) == held)
+    assert np.all(np.isnan(result["flux"]) == ~held)
+
+
+def test_filters_may_leave_nothing(backend):
+    for options in ({"sn": 1e9}, {"keep_negative": False, "bg": 1e6}):
+        result = measure(backend, **options)
+        assert len(result) == 0
+        assert "flux" in result.colnames
