@@ -44,9 +44,7 @@ def test_sums_agree_with_photutils(rng, ops, r):
 
 def test_area_is_that_of_the_disc(rng, ops):
     x, y, r = rng.uniform(-2, 42, 60), rng.uniform(-2, 32, 60), 10 ** rng.uniform(-1, 1.5, 60)
-    sums = ops.aperture_sums(
-        frame_of(ops, np.zeros((30, 40))), positions_of(ops, x, y), r[:, None]
-    )
+    sums = ops.aperture_sums(frame_of(ops, np.zeros((30, 40))), positions_of(ops, x, y), r[:, None])
     expected = [area_of_disc(30, 40, *case) for case in zip(x, y, r, strict=True)]
     area = np.nan_to_num(ops.to_host(sums.area)[:, 0])
     np.testing.assert_allclose(area, expected, rtol=1e-6, atol=1e-6)

@@ -56,9 +56,7 @@ def test_surface_is_the_spline_zoom_of_the_mesh(rng, ops, shape, cell):
         ]
     )
     expected = zoom(smooth, cell, order=3, mode="reflect", grid_mode=True)
-    np.testing.assert_allclose(
-        values, np.clip(expected, smooth.min(), smooth.max()), rtol=1e-13
-    )
+    np.testing.assert_allclose(values, np.clip(expected, smooth.min(), smooth.max()), rtol=1e-13)
 
 
 def test_bad_cells_take_the_mean_of_their_neighbours(ops):

@@ -119,9 +119,7 @@ def test_background_maps_on_a_bright_sky(rng, backend, ratio):
     image = ratio * 3 * np.sqrt(2) + rng.normal(0, 3, (128, 160))
     table = make_scene(1, shape=(128, 160), n=10 + 70).table
     _, bg, err = gpuphot.measure_objects(table, image, get_bg=True, bg_size=32, backend=backend)
-    _, bg_reference, err_reference = stdpipe_measure_objects(
-        table, image, get_bg=True, bg_size=32
-    )
+    _, bg_reference, err_reference = stdpipe_measure_objects(table, image, get_bg=True, bg_size=32)
     np.testing.assert_allclose(bg, bg_reference, rtol=1e-12)
     # The reference itself rounds deviations from the mean to a bit of the sky level.
     np.testing.assert_allclose(err, err_reference, rtol=1e-12 + 1e-16 * ratio)

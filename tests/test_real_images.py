@@ -1,0 +1,52 @@
+"""Parity with stdpipe on real images, where they lie beside the checkout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from astropy.io import fits
+
+import gpuphot
+from gpuphot.detect import detect_objects
+
+from .reference import assert_agrees, stdpipe_measure_objects
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+IMAGES = {
+    "CCD field": "eso085/aligned_eso085-030-004.fit",
+    "Galactic Centre": "galactic_center/gc_2mass_k.fits",
+    "DECam": "decam/image_r_N6.fits",
+}
+
+
+@pytest.fixture(params=IMAGES)
+def image(request):
+    path = DATA / IMAGES[request.param]
+    if not path.exists():
+        pytest.skip(f"{path.name} is not here")
+    with fits.open(path) as hdus:
+        return next(hdu.data for hdu in hdus if hdu.is_image and len(hdu.shape) == 2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"gain": 2.0},
+        {"centroid_iter": 3},
+        {"bkgann": (8, 12)},
+        {"bkgann": (8, 12), "bkg_order": 1},
+        {"bkgann": (8, 12), "bkg_order": 2},
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore::astropy.utils.exceptions.AstropyWarning")
+def test_real_image(image, backend, options):
+    pytest.importorskip("sep_x")
+    table = detect_objects(image, threshold=4)["x", "y"][:600]
+    options = {"aper": 4.0, "mask": image > np.nanpercentile(image, 99.9), **options}
+    ours = gpuphot.measure_objects(table, image, backend=backend, **options)
+    reference = stdpipe_measure_objects(table, image, **options)
+    assert_agrees(ours, reference, image, 4.0)
+    np.testing.assert_array_equal(ours["flags"], reference["flags"])
