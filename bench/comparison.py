@@ -137,8 +137,10 @@ def _run(workload: Workload, row: Row, arguments: argparse.Namespace) -> dict[st
         **options,
         backend=arguments.backend,
     )
-    others = {name: reference.measure for name, reference in row.references.items()}
-    stdpipe = partial(stdpipe_measure, arguments=options)
+    others: dict[str, Measure] = {
+        name: reference.measure for name, reference in row.references.items()
+    }
+    stdpipe: Measure = partial(stdpipe_measure, arguments=options)
     # These calls are the warm-up, too.
     checked = workload.sample(AGREEMENT_SOURCES)
     measured = ours()[checked]

@@ -20,7 +20,9 @@ IMAGE = np.ones((20, 20))
 class FakeArray:
     """An array that lives on a GPU, as far as anybody can tell from outside."""
 
-    __cuda_array_interface__ = {"shape": (20, 20), "typestr": "<f8", "version": 3}
+    @property
+    def __cuda_array_interface__(self):
+        return {"shape": (20, 20), "typestr": "<f8", "version": 3}
 
 
 def fake_cupy(n_devices=1, driver_error=None, compile_error=None, answer=(40, 41)):

@@ -83,7 +83,7 @@ REFUSED = {
     ),
     "image all NaN": ({"image": NAN}, ValueError, "image must have unmasked, finite pixels"),
     # mask, bg, err
-    "mask shape": ({"mask": np.ones((3, 3))}, ValueError, r"mask must .*\(60, 70\), got .*\(3, 3\)"),
+    "mask shape": ({"mask": np.ones((3, 3))}, ValueError, r"mask must .*shape \(3, 3\)"),
     "mask string": ({"mask": "no"}, TypeError, "mask must be an array"),
     "mask all True": ({"mask": np.ones(SHAPE)}, ValueError, "image must have unmasked"),
     "bg shape": ({"bg": np.ones((3, 3))}, ValueError, r"bg must .*got shape \(3, 3\)"),
@@ -121,7 +121,7 @@ REFUSED = {
     "bkgann reversed": ({"bkgann": (15, 8)}, ValueError, "bkgann must have an outer radius above"),
     "bkgann equal": ({"bkgann": (8, 8)}, ValueError, "bkgann must have an outer radius above"),
     "bkgann from zero": ({"bkgann": (0, 8)}, ValueError, "bkgann must be a positive number, got 0"),
-    "bkgann NaN": ({"bkgann": (5, np.nan)}, ValueError, "bkgann must be a positive number, got nan"),
+    "bkgann NaN": ({"bkgann": (5, np.nan)}, ValueError, "bkgann must be a positive .*got nan"),
     "bkgann of strings": ({"bkgann": ("5", "8")}, TypeError, "bkgann must be a positive number"),
     "bkg_order 3": ({"bkg_order": 3}, ValueError, "bkg_order must be one of 0, 1, 2, got 3"),
     "bkg_order -1": ({"bkg_order": -1}, ValueError, "bkg_order must be one of 0, 1, 2, got -1"),
@@ -141,7 +141,7 @@ REFUSED = {
     "sn string": ({"sn": "5"}, TypeError, "sn must be a number or None, got '5'"),
     "centroid_iter negative": ({"centroid_iter": -1}, ValueError, "centroid_iter must be .*got -1"),
     "centroid_iter fraction": ({"centroid_iter": 1.5}, TypeError, "centroid_iter must be"),
-    "centroid_method": ({"centroid_method": "moment"}, ValueError, "centroid_method must be one of"),
+    "centroid_method": ({"centroid_method": "moment"}, ValueError, "centroid_method must be one"),
     "centroid_method None": ({"centroid_method": None}, ValueError, "centroid_method must be one"),
     # what is to come
     "optimal": ({"optimal": True}, NotImplementedError, "optimal=True is not implemented"),

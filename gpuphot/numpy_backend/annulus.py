@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -220,48 +221,65 @@ def _annuli(
     frame: Frame, pos: Positions, r_in: float, r_out: float
 ) -> Iterator[tuple[NDArray[np.intp], _AnnulusPixels]]:
     """The pixels of the annuli, chunk by chunk, with the rows of the sources they belong to."""
-    offset_y, offset_x = _template(r_in, r_out, max(frame.shape))
     rows = pos.order[overlaps_image(frame, pos, r_out)[pos.order]]
-    any_bad = bool(frame.bad.any())
-    height, width = frame.shape
-    for part in chunks(len(rows), len(offset_x)):
-        i = rows[part]
-        x0, y0 = np.rint(pos.x[i]), np.rint(pos.y[i])
-        phase_x, phase_y = pos.x[i] - x0, pos.y[i] - y0
-        d2, dy2 = offset_x - phase_x[:, None], offset_y - phase_y[:, None]
-        d2 *= d2
-        dy2 *= dy2
-        d2 += dy2
-        column, row = x0.astype(np.intp)[:, None], y0.astype(np.intp)[:, None]
-        first = (pos.frame[i, None] * height + row) * width + column
-        index = first + (offset_y * width + offset_x).astype(np.intp)
-        usable = np.ones(index.shape, np.bool_)
-        if _crosses_edge(column, width, offset_x) or _crosses_edge(row, height, offset_y):
-            column, row = column + offset_x, row + offset_y
-            usable = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-            index[~usable] = 0
-        if any_bad:
-            usable &= (frame.bad.ravel().take(index) & Bad.UNUSABLE) == 0
-        values = frame.data.ravel().take(index)
-        yield (
-            i,
-            _AnnulusPixels(offset_x, offset_y, phase_x, phase_y, values, d2, usable),
-        )
+    if np.pi * (r_out - r_in) * (r_out + r_in) < frame.shape[0] * frame.shape[1]:
+        offset_y, offset_x = _template(r_in, r_out)
+        row, column = np.rint(pos.y[rows]), np.rint(pos.x[rows])
+    else:
+        # An annulus larger than the image: its pixels are the image, whatever the source.
+        offset_y, offset_x = np.indices(frame.shape, dtype=np.float64).reshape(2, -1)
+        row = column = np.zeros(len(rows))
+    cut = _crosses(row, offset_y, frame.shape[0]) | _crosses(column, offset_x, frame.shape[1])
+    for crosses_edge in (False, True):
+        members = np.flatnonzero(cut == crosses_edge)
+        for part in chunks(len(members), len(offset_x)):
+            i = members[part]
+            values, usable = _read_pixels(
+                frame, pos.frame[rows[i]], row[i], column[i], offset_y, offset_x, crosses_edge
+            )
+            phase_x, phase_y = pos.x[rows[i]] - column[i], pos.y[rows[i]] - row[i]
+            d2, dy2 = offset_x - phase_x[:, None], offset_y - phase_y[:, None]
+            d2 *= d2
+            dy2 *= dy2
+            d2 += dy2
+            yield rows[i], _AnnulusPixels(offset_x, offset_y, phase_x, phase_y, values, d2, usable)
 
 
-def _crosses_edge(position: NDArray, length: int, offset: NDArray) -> bool:
-    return bool(position.min() + offset.min() < 0 or position.max() + offset.max() >= length)
+def _read_pixels(
+    frame: Frame,
+    plane: NDArray,
+    row: NDArray,
+    column: NDArray,
+    offset_y: NDArray,
+    offset_x: NDArray,
+    crosses_edge: bool,
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Values (n, T) at the offsets from each pixel, and which are usable.
 
-
-def _template(
-    r_in: float, r_out: float, reach: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Offsets (y, x) of the pixels that an annulus may hold, wherever in its pixel a source lies.
-
-    None are farther than `reach` in one direction.
+    Pixels outside the image, which only `crosses_edge` allows for, are not usable.
     """
+    height, width = frame.shape
+    first = ((plane * height + row) * width + column).astype(np.intp)
+    index = first[:, None] + (offset_y * width + offset_x).astype(np.intp)
+    usable = np.ones(index.shape, np.bool_)
+    if crosses_edge:
+        x, y = column[:, None] + offset_x, row[:, None] + offset_y
+        usable = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+        index[~usable] = 0
+    values = frame.data.ravel().take(index)
+    if frame.bad.any():
+        usable &= (frame.bad.ravel().take(index) & Bad.UNUSABLE) == 0
+    return values, usable
+
+
+def _crosses(position: NDArray, offset: NDArray, length: int) -> NDArray[np.bool_]:
+    return (position + offset.min() < 0) | (position + offset.max() >= length)
+
+
+def _template(r_in: float, r_out: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Offsets (y, x) of the pixels that an annulus may hold, for a source anywhere in its pixel."""
     half_diagonal = 0.7072
-    half = min(int(np.ceil(min(r_out, reach))) + 1, reach)
+    half = math.ceil(r_out) + 1
     y, x = np.indices((2 * half + 1, 2 * half + 1)).reshape(2, -1) - float(half)
     d = np.hypot(x, y)
     inside = (d >= r_in - half_diagonal) & (d <= r_out + half_diagonal)

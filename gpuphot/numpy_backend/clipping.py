@@ -39,7 +39,6 @@ class SortedSamples:
     @_quiet
     def __init__(self, values: NDArray[np.float64], keep: NDArray[np.bool_] | None) -> None:
         n, size = values.shape
-        self._rows = np.arange(n)
         if keep is None:
             self.first = np.zeros(n, np.intp)
             self.last = np.full(n, size, np.intp)
@@ -52,48 +51,12 @@ class SortedSamples:
             self.last = size - n_out // 2
         values.sort(axis=1)
         self._values = values
-        self.reference = np.zeros(n)
-        self.reference = np.where(self.count > 0, self._median(self.first, self.last), 0.0)
+        rows = np.arange(n)
+        median = self._median(rows, self.first, self.last)
+        self.reference = np.where(self.last > self.first, median, 0.0)
         values -= self.reference[:, None]
         self._sum = _outward_cumulative_sum(values)
         self._sum_of_squares = _outward_cumulative_sum(np.multiply(values, values))
-
-    @property
-    def count(self) -> NDArray[np.intp]:
-        """Number of members of each sample."""
-        return self.last - self.first
-
-    @_quiet
-    def median_mean_std(
-        self, first: NDArray[np.intp], last: NDArray[np.intp]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """Median, mean and population standard deviation of the values in [first, last).
-
-        Relative to `reference`; NaN for empty intervals.
-        """
-        n, rows = last - first, self._rows
-        mean = (self._sum[rows, last] - self._sum[rows, first]) / n
-        square = (self._sum_of_squares[rows, last] - self._sum_of_squares[rows, first]) / n
-        std = np.sqrt(np.maximum(square - mean * mean, 0))
-        return self._median(first, last), mean, std
-
-    def _median(self, first: NDArray[np.intp], last: NDArray[np.intp]) -> NDArray[np.float64]:
-        top = self._values.shape[1] - 1
-        middle = first + last
-        low = self._values[self._rows, np.clip((middle - 1) // 2, 0, top)]
-        high = self._values[self._rows, np.clip(middle // 2, 0, top)]
-        return 0.5 * (low + high)
-
-    def _index_of(self, bound: NDArray[np.float64]) -> NDArray[np.intp]:
-        """First member of each sample that is not below `bound`, by bisection."""
-        low, high = self.first, self.last
-        for _ in range(self._values.shape[1].bit_length()):
-            middle = (low + high) // 2
-            open_ = low < high
-            below = open_ & (self._values[self._rows, np.where(open_, middle, 0)] < bound)
-            low = np.where(below, middle + 1, low)
-            high = np.where(below | ~open_, high, middle)
-        return low
 
     @_quiet
     def clip(
@@ -109,26 +72,76 @@ class SortedSamples:
             The bounds computed last, relative to `reference`: values equal to one survive.
         """
         first, last = self.first.copy(), self.last.copy()
-        low = np.full(len(first), np.nan)
-        high = np.full(len(first), np.nan)
-        active = self.count > 0
+        low, high = np.full((2, len(first)), np.nan)
+        rows = np.flatnonzero(last > first)
         for _ in range(MAX_REJECTIONS):
-            median, _, std = self.median_mean_std(first, last)
-            low = np.where(active, median - CLIP_SIGMA * std, low)
-            high = np.where(active, median + CLIP_SIGMA * std, high)
-            begin, end = self.between(low, high)
-            begin, end = np.maximum(begin, first), np.minimum(end, last)
-            active = active & ((begin > first) | (end < last))
-            if not active.any():
+            median, _, std = self._moments(rows, first[rows], last[rows])
+            low[rows], high[rows] = median - CLIP_SIGMA * std, median + CLIP_SIGMA * std
+            lowest = self._at(rows, first[rows])
+            highest = self._at(rows, last[rows] - 1)
+            rows = rows[(lowest < low[rows]) | (highest > high[rows])]
+            if not len(rows):
                 break
-            first, last = np.where(active, begin, first), np.where(active, end, last)
+            first[rows], last[rows] = self._bisect(
+                rows, first[rows], last[rows], low[rows], high[rows]
+            )
         return first, last, low, high
 
     def between(
         self, low: NDArray[np.float64], high: NDArray[np.float64]
     ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """The interval of each sample's values that lie in [low, high]."""
-        return self._index_of(low), self._index_of(np.nextafter(high, np.inf))
+        return self._bisect(np.arange(len(low)), self.first, self.last, low, high)
+
+    @_quiet
+    def median_mean_std(
+        self, first: NDArray[np.intp], last: NDArray[np.intp]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Median, mean and population standard deviation of the values in [first, last).
+
+        Relative to `reference`; NaN for empty intervals.
+        """
+        return self._moments(np.arange(len(first)), first, last)
+
+    def _moments(
+        self, rows: NDArray[np.intp], first: NDArray[np.intp], last: NDArray[np.intp]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        n = last - first
+        mean = (self._sum[rows, last] - self._sum[rows, first]) / n
+        square = (self._sum_of_squares[rows, last] - self._sum_of_squares[rows, first]) / n
+        std = np.sqrt(np.maximum(square - mean * mean, 0))
+        return self._median(rows, first, last), mean, std
+
+    def _median(
+        self, rows: NDArray[np.intp], first: NDArray[np.intp], last: NDArray[np.intp]
+    ) -> NDArray[np.float64]:
+        middle = first + last
+        return 0.5 * (self._at(rows, (middle - 1) // 2) + self._at(rows, middle // 2))
+
+    def _at(self, rows: NDArray[np.intp], index: NDArray[np.intp]) -> NDArray[np.float64]:
+        """Sorted values; any value where the index is outside, as it is for empty intervals."""
+        size = self._values.shape[1]
+        return self._values.ravel().take(rows * size + np.minimum(np.maximum(index, 0), size - 1))
+
+    def _bisect(
+        self,
+        rows: NDArray[np.intp],
+        first: NDArray[np.intp],
+        last: NDArray[np.intp],
+        low: NDArray[np.float64],
+        high: NDArray[np.float64],
+    ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """The part of the intervals [first, last) whose values lie in [low, high]."""
+        rows = np.concatenate([rows, rows])
+        # Both ends at once: the first value not below `low`, and the first one above `high`.
+        bound = np.concatenate([low, np.nextafter(high, np.inf)])
+        begin, end = np.concatenate([first, first]), np.concatenate([last, last])
+        for _ in range(int((last - first).max(initial=0)).bit_length()):
+            middle = (begin + end) // 2
+            below = (self._at(rows, middle) < bound) & (begin < end)
+            begin = np.where(below, middle + 1, begin)
+            end = np.where(below, end, middle)
+        return begin[: len(first)], begin[len(first) :]
 
 
 def _outward_cumulative_sum(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -125,6 +127,7 @@ def surface_rows(
     return np.clip(out, surface.low, surface.high, out=out)
 
 
+@functools.lru_cache(maxsize=64)
 def _spline_weights(start: int, stop: int, cell: int) -> tuple[slice, NDArray[np.float64]]:
     """Cubic B-spline weights of pixels [start, stop) on the padded nodes of one axis.
 
