@@ -43,7 +43,8 @@ def annulus_mode(frame: Frame, pos: Positions, r_in: float, r_out: float) -> NDA
         NaN where the annulus holds no usable pixel or the position is not valid.
     """
     level = np.full(len(pos), np.nan)
-    for i, pixels in _annuli(frame, pos, r_in, r_out):
+    template = _make_template(frame.shape, r_in, r_out)
+    for i, pixels in _annuli(frame, pos, r_out, template):
         keep = pixels.usable & (pixels.d2 >= r_in * r_in) & (pixels.d2 < r_out * r_out)
         samples = SortedSamples(pixels.values, keep)
         first, last, _, _ = samples.clip()
@@ -77,9 +78,10 @@ def annulus_polynomial(
         NaN where the annulus holds no usable pixel or the position is not valid.
     """
     level = np.full(len(pos), np.nan)
-    for i, pixels in _annuli(frame, pos, r_in, r_out):
+    template = _make_template(frame.shape, r_in, r_out)
+    surface = _Surface(template.x, template.y, r_out, order)
+    for i, pixels in _annuli(frame, pos, r_out, template):
         keep = pixels.usable & (pixels.d2 >= r_in * r_in) & (pixels.d2 <= r_out * r_out)
-        surface = _Surface(pixels.offset_x, pixels.offset_y, r_out, order)
         coefficients = _clipped_fit(surface, pixels.values, keep)
         level[i] = surface.value_at(coefficients, pixels.phase_x, pixels.phase_y)
     return level
@@ -88,36 +90,39 @@ def annulus_polynomial(
 def _clipped_fit(
     surface: _Surface, values: NDArray[np.float64], keep: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """Coefficients (terms, n) of the surfaces through the pixels that survive clipping.
+    """Coefficients (terms, n) of the surfaces through the values that survive clipping.
 
-    `values` and `keep` of shape (n, T) are overwritten.
+    `values` and `keep` have the shape (n, T).
     """
     count = np.count_nonzero(keep, axis=1)
-    values[~keep] = 0
+    weight = keep.astype(np.float64)
+    values = np.where(keep, values, 0)
     with np.errstate(invalid="ignore", divide="ignore"):
         offset = np.einsum("np->n", values) / count
-    values -= np.where(keep, offset[:, None], 0)
-    moments = surface.moments(keep)
+    values -= weight * offset[:, None]
+    moments = surface.moments(weight)
     initial = surface.fit(moments, values)
     coefficients = initial.copy()
     active = np.flatnonzero(count >= MIN_POLYNOMIAL_PIXELS)
     for _ in range(MAX_POLYNOMIAL_ROUNDS):
-        residual = values[active] - surface.evaluate(coefficients[:, active])
-        residual *= keep[active]
+        residual = values[active]
+        residual -= surface.evaluate(coefficients[:, active])
+        residual *= weight[active]
         limit = CLIP_SIGMA * _std(residual, count[active])
-        rejected = np.abs(residual, out=residual) > limit[:, None]
-        changed = rejected.any(axis=1) & (limit > 0)
-        active, rejected = active[changed], rejected[changed]
-        count[active] -= np.count_nonzero(rejected, axis=1)
-        enough = count[active] >= MIN_POLYNOMIAL_PIXELS
-        exhausted = active[~enough]
-        coefficients[:, exhausted] = initial[:, exhausted]
-        active, rejected = active[enough], rejected[enough]
+        limit[limit == 0] = np.inf
+        row, pixel = np.nonzero(np.abs(residual, out=residual) > limit[:, None])
+        weight[active[row], pixel] = 0
+        values[active[row], pixel] = 0
+        n_rejected = np.bincount(row, minlength=len(active))
+        changed = n_rejected > 0
+        active = active[changed]
         if not len(active):
             break
-        keep[active] &= ~rejected
-        values[active] *= ~rejected
-        moments[:, active] -= surface.moments_of(rejected)
+        count[active] -= n_rejected[changed]
+        moments[:, active] -= surface.moments_of(row, pixel)
+        enough = count[active] >= MIN_POLYNOMIAL_PIXELS
+        exhausted, active = active[~enough], active[enough]
+        coefficients[:, exhausted] = initial[:, exhausted]
         coefficients[:, active] = surface.fit(moments[:, active], values[active])
     coefficients[0] += offset
     return coefficients
@@ -152,14 +157,12 @@ class _Surface:
             [[powers.index((a + c, b + d)) for c, d in self._powers] for a, b in self._powers]
         )
 
-    def moments(self, keep: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """Sums (moments, n) of the monomials over the kept pixels of each row."""
-        weight = keep.astype(np.float64)
+    def moments(self, weight: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Sums (moments, n) of the monomials over the pixels of weight 1 in each row."""
         return np.stack([np.einsum("np,p->n", weight, term) for term in self._moment_terms])
 
-    def moments_of(self, few: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """The same over a few pixels, at least one of each row."""
-        row, pixel = np.nonzero(few)
+    def moments_of(self, row: NDArray[np.intp], pixel: NDArray[np.intp]) -> NDArray[np.float64]:
+        """The same over a few pixels, given row by row, for the rows that are named."""
         first = np.flatnonzero(np.diff(row, prepend=-1))
         return np.add.reduceat(self._moment_terms[:, pixel], first, axis=1)
 
@@ -200,16 +203,40 @@ def _powers(order: int) -> list[tuple[int, int]]:
 
 
 @dataclass(frozen=True)
-class _AnnulusPixels:
-    """Pixels around a chunk of n sources, T for each, among them all those of the annulus.
+class _Template:
+    """Pixels that an annulus may hold, wherever in its pixel a source lies.
 
-    `offset_x, offset_y` (T,) count from the pixel that a source lies on, `phase_x, phase_y` (n,)
-    lead from its centre to the source. `values`, `d2` (squared distance to the source) and
-    `usable` (in the image, not masked, finite) have the shape (n, T).
+    Offsets `x, y` (T,) count from the pixel that a source lies on or, if `is_image`, from the
+    first pixel of the image.
     """
 
-    offset_x: NDArray[np.float64]
-    offset_y: NDArray[np.float64]
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    is_image: bool
+
+
+def _make_template(shape: tuple[int, int], r_in: float, r_out: float) -> _Template:
+    """Offsets that cover the annulus, or the whole image if that is smaller."""
+    if np.pi * (r_out - r_in) * (r_out + r_in) > shape[0] * shape[1]:
+        y, x = np.indices(shape, dtype=np.float64).reshape(2, -1)
+        return _Template(x, y, is_image=True)
+    half_diagonal = 0.7072
+    half = math.ceil(r_out) + 1
+    y, x = np.indices((2 * half + 1, 2 * half + 1)).reshape(2, -1) - float(half)
+    d = np.hypot(x, y)
+    inside = (d >= r_in - half_diagonal) & (d <= r_out + half_diagonal)
+    return _Template(x[inside], y[inside], is_image=False)
+
+
+@dataclass(frozen=True)
+class _AnnulusPixels:
+    """The template's T pixels around a chunk of n sources.
+
+    `phase_x, phase_y` (n,) lead from where the offsets count to the source. `values`, `d2`
+    (squared distance to the source) and `usable` (in the image, not masked, finite) have the
+    shape (n, T).
+    """
+
     phase_x: NDArray[np.float64]
     phase_y: NDArray[np.float64]
     values: NDArray[np.float64]
@@ -218,31 +245,28 @@ class _AnnulusPixels:
 
 
 def _annuli(
-    frame: Frame, pos: Positions, r_in: float, r_out: float
+    frame: Frame, pos: Positions, r_out: float, template: _Template
 ) -> Iterator[tuple[NDArray[np.intp], _AnnulusPixels]]:
     """The pixels of the annuli, chunk by chunk, with the rows of the sources they belong to."""
     rows = pos.order[overlaps_image(frame, pos, r_out)[pos.order]]
-    if np.pi * (r_out - r_in) * (r_out + r_in) < frame.shape[0] * frame.shape[1]:
-        offset_y, offset_x = _template(r_in, r_out)
-        row, column = np.rint(pos.y[rows]), np.rint(pos.x[rows])
-    else:
-        # An annulus larger than the image: its pixels are the image, whatever the source.
-        offset_y, offset_x = np.indices(frame.shape, dtype=np.float64).reshape(2, -1)
-        row = column = np.zeros(len(rows))
-    cut = _crosses(row, offset_y, frame.shape[0]) | _crosses(column, offset_x, frame.shape[1])
+    row, column = np.rint(pos.y[rows]), np.rint(pos.x[rows])
+    if template.is_image:
+        row, column = np.zeros_like(row), np.zeros_like(column)
+    height, width = frame.shape
+    cut = _crosses(row, template.y, height) | _crosses(column, template.x, width)
     for crosses_edge in (False, True):
         members = np.flatnonzero(cut == crosses_edge)
-        for part in chunks(len(members), len(offset_x)):
+        for part in chunks(len(members), len(template.x)):
             i = members[part]
             values, usable = _read_pixels(
-                frame, pos.frame[rows[i]], row[i], column[i], offset_y, offset_x, crosses_edge
+                frame, pos.frame[rows[i]], row[i], column[i], template, crosses_edge
             )
             phase_x, phase_y = pos.x[rows[i]] - column[i], pos.y[rows[i]] - row[i]
-            d2, dy2 = offset_x - phase_x[:, None], offset_y - phase_y[:, None]
+            d2, dy2 = template.x - phase_x[:, None], template.y - phase_y[:, None]
             d2 *= d2
             dy2 *= dy2
             d2 += dy2
-            yield rows[i], _AnnulusPixels(offset_x, offset_y, phase_x, phase_y, values, d2, usable)
+            yield rows[i], _AnnulusPixels(phase_x, phase_y, values, d2, usable)
 
 
 def _read_pixels(
@@ -250,20 +274,19 @@ def _read_pixels(
     plane: NDArray,
     row: NDArray,
     column: NDArray,
-    offset_y: NDArray,
-    offset_x: NDArray,
+    template: _Template,
     crosses_edge: bool,
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Values (n, T) at the offsets from each pixel, and which are usable.
+    """Values (n, T) of the template's pixels around each position, and which are usable.
 
     Pixels outside the image, which only `crosses_edge` allows for, are not usable.
     """
     height, width = frame.shape
     first = ((plane * height + row) * width + column).astype(np.intp)
-    index = first[:, None] + (offset_y * width + offset_x).astype(np.intp)
+    index = first[:, None] + (template.y * width + template.x).astype(np.intp)
     usable = np.ones(index.shape, np.bool_)
     if crosses_edge:
-        x, y = column[:, None] + offset_x, row[:, None] + offset_y
+        x, y = column[:, None] + template.x, row[:, None] + template.y
         usable = (x >= 0) & (x < width) & (y >= 0) & (y < height)
         index[~usable] = 0
     values = frame.data.ravel().take(index)
@@ -274,13 +297,3 @@ def _read_pixels(
 
 def _crosses(position: NDArray, offset: NDArray, length: int) -> NDArray[np.bool_]:
     return (position + offset.min() < 0) | (position + offset.max() >= length)
-
-
-def _template(r_in: float, r_out: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Offsets (y, x) of the pixels that an annulus may hold, for a source anywhere in its pixel."""
-    half_diagonal = 0.7072
-    half = math.ceil(r_out) + 1
-    y, x = np.indices((2 * half + 1, 2 * half + 1)).reshape(2, -1) - float(half)
-    d = np.hypot(x, y)
-    inside = (d >= r_in - half_diagonal) & (d <= r_out + half_diagonal)
-    return y[inside], x[inside]
