@@ -253,13 +253,14 @@ def _annuli(
     if template.is_image:
         row, column = np.zeros_like(row), np.zeros_like(column)
     height, width = frame.shape
+    any_bad = bool(frame.bad.any())
     cut = _crosses(row, template.y, height) | _crosses(column, template.x, width)
     for crosses_edge in (False, True):
         members = np.flatnonzero(cut == crosses_edge)
         for part in chunks(len(members), len(template.x)):
             i = members[part]
             values, usable = _read_pixels(
-                frame, pos.frame[rows[i]], row[i], column[i], template, crosses_edge
+                frame, pos.frame[rows[i]], row[i], column[i], template, crosses_edge, any_bad
             )
             phase_x, phase_y = pos.x[rows[i]] - column[i], pos.y[rows[i]] - row[i]
             d2, dy2 = template.x - phase_x[:, None], template.y - phase_y[:, None]
@@ -276,10 +277,12 @@ def _read_pixels(
     column: NDArray,
     template: _Template,
     crosses_edge: bool,
+    any_bad: bool,
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Values (n, T) of the template's pixels around each position, and which are usable.
 
-    Pixels outside the image, which only `crosses_edge` allows for, are not usable.
+    Pixels outside the image, which only `crosses_edge` allows for, are not usable; without
+    `any_bad` all others are.
     """
     height, width = frame.shape
     first = ((plane * height + row) * width + column).astype(np.intp)
@@ -290,7 +293,7 @@ def _read_pixels(
         usable = (x >= 0) & (x < width) & (y >= 0) & (y < height)
         index[~usable] = 0
     values = frame.data.ravel().take(index)
-    if frame.bad.any():
+    if any_bad:
         usable &= (frame.bad.ravel().take(index) & Bad.UNUSABLE) == 0
     return values, usable
 
