@@ -57,7 +57,7 @@ def _select_hdu(hdus: Any, wanted: str | None) -> Any:
             raise ValueError("it holds no 2-D image")
         return found
     try:
-        found = hdus[int(wanted) if wanted.isdigit() else wanted]
+        found = hdus[int(wanted) if wanted.isdecimal() else wanted]
     except (KeyError, IndexError):
         raise ValueError(f"it has no HDU {wanted!r}") from None
     if not _is_image(found):

@@ -12,5 +12,5 @@ class Flag(IntFlag):
 
 MEANING = {
     Flag.MASKED: "a masked or non-finite pixel lies inside the aperture",
-    Flag.INVALID: "invalid position, aperture off the image, or failed local background",
+    Flag.INVALID: "position missing, aperture off the image, or no local background",
 }

@@ -91,6 +91,13 @@ def test_off_image_and_invalid_rows_are_nan(ops):
         assert np.isfinite(ops.to_host(values)[:, 0]).tolist() == finite
 
 
+def test_disc_without_area_is_off_the_image(ops):
+    frame = frame_of(ops, np.ones((90, 9)))
+    pos = positions_of(ops, [4.0, 4.0], [89.8, 89.7])
+    area = ops.to_host(ops.aperture_sums(frame, pos, np.array([0.3])).area)[:, 0]
+    assert np.isfinite(area).tolist() == [False, True]
+
+
 def test_masked_pixel_in_aperture_sets_flag_and_counts(ops):
     image, mask = np.ones((20, 20)), np.zeros((20, 20), bool)
     mask[10, 13] = True

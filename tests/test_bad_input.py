@@ -139,6 +139,18 @@ REFUSED = {
     "bg_size None": ({"bg_size": None}, TypeError, "bg_size must be .*got NoneType"),
     "sn NaN": ({"sn": np.nan}, ValueError, "sn must be a number or None, got nan"),
     "sn string": ({"sn": "5"}, TypeError, "sn must be a number or None, got '5'"),
+    "keep_negative array": ({"keep_negative": np.ones(2)}, TypeError, "keep_negative must be"),
+    "optimal array": ({"optimal": np.ones(2)}, TypeError, "optimal must be True or False"),
+    "get_bg array": ({"get_bg": np.ones(2)}, TypeError, "get_bg must be True or False"),
+    "centroid_method array": (
+        {"centroid_method": np.ones(2)},
+        ValueError,
+        "centroid_method must be one",
+    ),
+    "aper masked": ({"aper": np.ma.masked}, TypeError, "aper must be a positive number"),
+    "aper beyond all pixels": ({"aper": 1e200}, ValueError, "aper must be a radius"),
+    "aper times fwhm": ({"aper": 1e6, "fwhm": 1e6}, ValueError, "aper must be a radius"),
+    "fwhm callable empty": ({"fwhm": NoNumber(KeyError("x"))}, TypeError, "fwhm must.*KeyError"),
     "centroid_iter negative": ({"centroid_iter": -1}, ValueError, "centroid_iter must be .*got -1"),
     "centroid_iter fraction": ({"centroid_iter": 1.5}, TypeError, "centroid_iter must be"),
     "centroid_method": ({"centroid_method": "moment"}, ValueError, "centroid_method must be one"),
@@ -169,6 +181,8 @@ SAME_AS_DEFAULT = {
     "aper NumPy integer": ({"aper": np.int16(4)}, {"aper": 4.0}),
     "aper 0-d array": ({"aper": np.array(4)}, {"aper": 4.0}),
     "fwhm callable": ({"fwhm": NoNumber(2.5)}, {"fwhm": 2.5}),
+    "centroid_iter None": ({"centroid_iter": None}, {}),
+    "centroid_iter False": ({"centroid_iter": False}, {}),
     "fwhm callable, array": ({"fwhm": NoNumber(np.array([2.5]))}, {"fwhm": 2.5}),
     "image list": ({"image": IMAGE.tolist()}, {}),
     "image big-endian": ({"image": IMAGE.astype(">f8")}, {}),
@@ -253,6 +267,23 @@ def test_masked_array_planes_are_not_known_where_masked(backend, name):
     result = measure(backend, **{"bg": 0.0, "err": 1.0, name: plane})
     spoilt = "flux" if name == "bg" else "fluxerr"
     assert np.isnan(result[spoilt]).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("value", [1e200, -1e300, 1e308])
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_huge_pixels_raise_no_warnings(backend, value, order):
+    image = IMAGE.copy()
+    image[30, 26] = value
+    result = measure(backend, image=image, bkgann=(5, 9), bkg_order=order, bg=0.0, err=1.0)
+    assert np.isfinite(result["flux"][1])
+    measure(backend, gain=1e-310)
+
+
+@pytest.mark.parametrize("bkgann", [(1000, 1001), (1e6, 1e6 + 0.1), (1, 1e8)])
+@pytest.mark.parametrize("order", [0, 1])
+def test_annuli_far_larger_than_the_image_take_no_more_memory(backend, bkgann, order):
+    result = measure(backend, bkgann=bkgann, bkg_order=order)
+    assert np.isfinite(result["flux"]).all() == (bkgann[0] == 1)
 
 
 def test_noise_of_zero_gives_errors_of_zero(backend):

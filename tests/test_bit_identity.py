@@ -10,6 +10,8 @@ import gpuphot
 pytestmark = pytest.mark.fresh_seed
 
 OPTIONS = {
+    "large apertures": {"aper": 60.0, "centroid_iter": 1},
+    "large annuli": {"bkgann": (40.0, 90.0), "bkg_order": 2},
     "apertures": {"gain": 2.0, "bg_size": 50},
     "centroids": {"centroid_iter": 3, "aper": 4.3},
     "mode": {"bkgann": (5.0, 11.0)},

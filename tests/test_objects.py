@@ -141,6 +141,32 @@ def rng_image():
     return np.random.default_rng(5).normal(10, 5, FLAT.shape)
 
 
+def test_astropy_masked_arrays_contribute_their_masks(measure, table, rng_image):
+    mask = np.random.default_rng(6).random(FLAT.shape) < 0.05
+    expected = measure(table, rng_image, mask=mask, bkgann=(5, 9))
+    for arguments in ({"image": Masked(rng_image, mask)}, {"mask": Masked(mask, mask)}):
+        result = measure(table, **{"image": rng_image, "bkgann": (5, 9), **arguments})
+        np.testing.assert_array_equal(result["flux"], expected["flux"])
+        np.testing.assert_array_equal(result["flags"], expected["flags"])
+    planes = Masked(np.ones(FLAT.shape), mask=np.ones(FLAT.shape, bool))
+    assert np.isnan(measure(table, rng_image, bg=planes)["flux"]).all()
+
+
+def test_columns_of_unusual_kinds(measure, table, rng_image):
+    expected = measure(table, rng_image, centroid_iter=1)
+    unusual = QTable(table)
+    unusual["flags"] = [1, 2, 4] * u.one
+    unusual["x"] = Masked(np.asarray(unusual["x"]), mask=[False] * 3)
+    result = measure(unusual, rng_image, centroid_iter=1)
+    np.testing.assert_array_equal(result["x"], expected["x"])
+    assert result["flags"].tolist() == [1, 2, 4]
+    table["flux"] = [1, 2, 3]
+    table.add_index("flux")
+    result = measure(table, rng_image)
+    np.testing.assert_array_equal(result["flux"], measure(table["x", "y"], rng_image)["flux"])
+    assert table.indices
+
+
 def test_masked_image_contributes_its_mask(measure, table, rng_image):
     mask = np.random.default_rng(6).random(FLAT.shape) < 0.05
     other = np.random.default_rng(7).random(FLAT.shape) < 0.05
@@ -208,6 +234,10 @@ def test_result_shares_no_memory_with_the_table(measure, table):
     result = measure(table)
     result["x"][0] = -1
     result["name"][0] = "z"
+    table.meta["list"] = [1]
+    for options in ({}, {"keep_negative": False}):
+        measure(table, **options).meta["list"].append(2)
+    assert table.meta["list"] == [1]
     assert table["x"][0] == 20
     assert table["name"][0] == "a"
 
@@ -224,13 +254,16 @@ def test_filters(measure, rng_image):
 
 def test_meta_records_how_the_table_was_made(measure, table, tmp_path):
     table.meta["observer"] = "me"
-    result = measure(table, bkgann=(np.float32(5), 9), fwhm=lambda x, y: 2.0)
+    result = measure(
+        table, bkgann=np.array([5, 9]), fwhm=lambda x, y: 2.0, gain=np.inf, aper=np.longdouble(2)
+    )
     record = json.loads(result.meta["gpuphot"])
     assert record["version"] == gpuphot.__version__
     assert record["backend"] == "numpy"
     assert record["device"]
-    assert record["parameters"]["bkgann"] == [5.0, 9]
-    assert record["parameters"]["fwhm"] == "<function>"
+    assert record["parameters"]["aper"] == 4
+    assert record["parameters"]["bkgann"] == [10, 18]
+    assert record["parameters"]["gain"] == "inf"
     assert result.meta["observer"] == "me"
     for suffix in ("fits", "ecsv"):
         result.write(tmp_path / f"table.{suffix}")

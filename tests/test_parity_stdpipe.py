@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from astropy.table import Table
 
 import gpuphot
 
 from .reference import assert_agrees, assert_same_flags, off_image, stdpipe_measure_objects
-from .scenes import make_scene
+from .scenes import Scene, make_scene
 
 
 def both(scene, backend, r, **options):
@@ -79,6 +80,22 @@ def test_local_backgrounds(scene, backend, annulus, order):
         compared &= ~degenerate
     assert_agrees(ours, reference, scene.image, 3.0, rows=compared)
     assert_same_flags(ours, reference, invalid | lost)
+
+
+@pytest.mark.parametrize("annulus", [(5.0, 8.0), (2.5, 6.5), (10.0, 15.0)])
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_pixels_on_the_rim_of_an_annulus(rng, backend, annulus, order):
+    """On positions with one decimal, pixels lie at the very radius, as far as rounding tells."""
+    image = rng.normal(0, 3, (60, 60))
+    x, y = np.round(rng.uniform(0, 45, (2, 300)), 1)
+    table = Table({"x": x, "y": y})
+    options = {"aper": 2.0, "bkgann": annulus, "bkg_order": order, "bg": 0.0}
+    options["err"] = np.ones_like(image)
+    ours = gpuphot.measure_objects(table, image, backend=backend, **options)
+    reference = stdpipe_measure_objects(table, image, **options)
+    scene = Scene(image, table, np.zeros(image.shape, bool))
+    compared = ~degenerate_annuli(scene, table, annulus, max(order, 1))
+    assert_agrees(ours, reference, image, 2.0, rows=compared)
 
 
 @pytest.mark.parametrize("annulus", [(10.0, 20.0), (12.0, 90.0), (1.0, 300.0)])

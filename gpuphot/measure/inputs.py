@@ -15,12 +15,16 @@ import numpy as np
 from astropy.nddata import NDData
 from astropy.table import Table
 from astropy.units import Quantity
+from astropy.utils.masked import Masked
 from numpy.typing import NDArray
 
 from gpuphot.models.frame import Positions
 from gpuphot.models.fwhm import typical_fwhm
 
 Log = Callable[[str], Any]
+
+MAX_RADIUS = 1e9
+"""In pixels. Far more than any image has, and small enough for its square to be a number."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,8 @@ def read_flags(table: Table) -> NDArray[np.int64]:
     """Flags that the rows already have, widened to int64; 0 where there are none."""
     if "flags" not in table.colnames:
         return np.zeros(len(table), np.int64)
-    column = table["flags"]
-    values = np.ma.filled(np.ma.asarray(column), 0)
+    values, mask = _split(table["flags"])
+    values = np.asarray(values) if mask is None else np.where(mask, 0, values)
     if values.dtype.kind not in "biuf" or values.shape != (len(table),):
         raise TypeError(
             "the column 'flags' of obj must hold one integer a row, "
@@ -103,34 +107,43 @@ def _coordinate(table: Table, name: str) -> NDArray[np.float64]:
     unit = getattr(column, "unit", None)
     if unit is not None and unit.physical_type not in ("unknown", "dimensionless"):
         raise ValueError(f"the column '{name}' of obj must be in pixels, got the unit '{unit}'")
-    values = np.asarray(getattr(column, "unmasked", column))
+    values, mask = _split(column)
+    values = np.asarray(values)
     if values.dtype.kind not in "iuf":
         raise TypeError(f"the column '{name}' of obj must hold numbers, got {values.dtype}")
     if values.ndim != 1:
         raise ValueError(
             f"the column '{name}' of obj must hold one number a row, got shape {values.shape}"
         )
-    mask = getattr(column, "mask", None)
     values = values.astype(np.float64)
     if mask is not None:
-        values[np.broadcast_to(mask, values.shape)] = np.nan
+        values[mask] = np.nan
     return values
+
+
+def _split(values: Any) -> tuple[Any, NDArray[np.bool_] | None]:
+    """The data and the mask of a masked array or column, of NumPy's or astropy's kind."""
+    if isinstance(values, np.ma.MaskedArray):
+        return np.ma.getdata(values), np.ma.getmaskarray(values)
+    if isinstance(values, Masked):
+        return values.unmasked, np.broadcast_to(values.mask, values.shape)
+    return values, None
 
 
 def read_pixels(image: Any, mask: Any, bg: Any, err: Any) -> Pixels:
     """Check an image, its mask, its background and its noise against each other."""
+    image, image_mask = _split(image)
     pixels = _real_array("image", image)
     if pixels.ndim != 2 or pixels.size == 0:
         raise ValueError(
             f"image must be a 2-D array with at least one pixel, got shape {pixels.shape}"
         )
     shape = pixels.shape
-    masks = []
-    if isinstance(image, np.ma.MaskedArray) and image.mask is not np.ma.nomask:
-        masks.append(np.ma.getmaskarray(image))
+    masks = [] if image_mask is None else [image_mask]
     if mask is not None:
-        filled = np.ma.filled(mask, True) if isinstance(mask, np.ma.MaskedArray) else mask
-        masks.append(_plane("mask", _real_array("mask", filled), shape).astype(np.bool_))
+        mask, mask_of_mask = _split(mask)
+        masks.append(_plane("mask", _real_array("mask", mask), shape) != 0)
+        masks += [] if mask_of_mask is None else [_plane("mask", mask_of_mask, shape)]
     return Pixels(
         image=pixels,
         mask=np.logical_or.reduce(masks) if len(masks) > 1 else next(iter(masks), None),
@@ -149,10 +162,9 @@ def check_mesh(cells: NDArray[np.float64], bg_size: int) -> None:
 
 
 def _masked_to_nan(name: str, values: Any) -> NDArray:
+    values, mask = _split(values)
     array = _real_array(name, values)
-    if isinstance(values, np.ma.MaskedArray):
-        return np.where(np.ma.getmaskarray(values), np.nan, array)
-    return array
+    return array if mask is None else np.where(mask, np.nan, array)
 
 
 def _real_array(name: str, values: Any) -> NDArray:
@@ -181,7 +193,8 @@ def _plane(name: str, values: NDArray, shape: tuple[int, ...]) -> NDArray:
 
 def real_number(name: str, value: Any, expected: str = "a number") -> float:
     """A real scalar as float; arrays, strings and booleans are none."""
-    if isinstance(value, (str, bytes, bool, np.bool_, list, tuple)) or np.ndim(value) > 0:
+    none = (str, bytes, bool, np.bool_, list, tuple, np.ma.core.MaskedConstant)
+    if isinstance(value, none) or np.ndim(value) > 0:
         raise TypeError(f"{name} must be {expected}, got {_kind(value)}")
     try:
         return float(value)
@@ -195,6 +208,28 @@ def positive_number(name: str, value: Any) -> float:
     if not (math.isfinite(number) and number > 0):
         raise ValueError(f"{name} must be a positive number, got {value!r}")
     return number
+
+
+def radius(name: str, value: Any, scale: float) -> float:
+    """A radius in pixels."""
+    r = positive_number(name, value) * scale
+    if not 0 < r < MAX_RADIUS:
+        raise ValueError(
+            f"{name} must be a radius that pixels can have, got {value!r} ({r} pixels)"
+        )
+    return r
+
+
+def flag(name: str, value: Any) -> bool:
+    """A scalar that is true or false."""
+    if np.ndim(value) > 0:
+        raise TypeError(f"{name} must be True or False, got {_kind(value)}")
+    return bool(value)
+
+
+def n_iterations(name: str, value: Any) -> int:
+    """How many times to do something; None and False mean not at all."""
+    return 0 if value is None or value is False else integer(name, value, 0)
 
 
 def integer(name: str, value: Any, minimum: int) -> int:
@@ -248,23 +283,23 @@ def read_scale(fwhm: Any, shape: tuple[int, int]) -> float:
         return positive_number("fwhm", fwhm)
     try:
         typical = typical_fwhm(fwhm, shape)
-    except (TypeError, ValueError) as error:
+    except Exception as error:
         raise TypeError(
             f"fwhm must be a positive number or a callable fwhm(x, y) of pixel positions, "
-            f"but calling it failed: {error}"
+            f"but calling it failed: {type(error).__name__}: {error}"
         ) from error
     if not (math.isfinite(typical) and typical > 0):
         raise ValueError(f"fwhm must be positive, but the callable's typical value is {typical}")
     return typical
 
 
-def read_annulus(bkgann: Any) -> tuple[float, float] | None:
-    """Inner and outer radius of the background annulus, in units of the aperture's."""
+def read_annulus(bkgann: Any, scale: float) -> tuple[float, float] | None:
+    """Inner and outer radius of the background annulus in pixels."""
     if bkgann is None:
         return None
     if not isinstance(bkgann, (tuple, list, np.ndarray)) or len(bkgann) != 2:
         raise ValueError(f"bkgann must be two radii (inner, outer), got {bkgann!r}")
-    r_in, r_out = (positive_number("bkgann", radius) for radius in bkgann)
+    r_in, r_out = (radius("bkgann", value, scale) for value in bkgann)
     if r_out <= r_in:
         raise ValueError(f"bkgann must have an outer radius above the inner one, got {bkgann!r}")
     return r_in, r_out

@@ -54,8 +54,8 @@ def measure_objects(
     ----------
     obj : Table of N rows
         Objects to measure, with columns ``x`` and ``y``: 0-based positions in pixels. A
-        structured array, such as `sep_x.extract` returns, will do. Rows whose position is
-        masked or not finite are not measured.
+        structured array, such as `sep_x.extract` returns, will do. Rows whose ``x`` or ``y``
+        is a masked or non-finite table entry are not measured.
     image : (H, W) array
         Of any real dtype and byte order. Non-finite pixels and those masked in a
         `numpy.ma.MaskedArray` count as masked.
@@ -128,11 +128,12 @@ def measure_objects(
             ``-2.5 log10(flux)`` and its standard deviation; NaN if the flux is not positive.
 
         Rows without a result have NaN in them. ``meta["gpuphot"]`` records version, backend,
-        device and parameters in JSON.
+        device and the parameters, radii in pixels, in JSON.
     background : (H, W) float64 array
         Only if `get_bg`: the estimated background, also if `bg` was given.
     noise : (H, W) array
-        Only if `get_bg`: the standard deviation of the pixels as it was used.
+        Only if `get_bg`: the standard deviation of the pixels as it was used; `err` itself if
+        that was given.
 
     Raises
     ------
@@ -159,26 +160,23 @@ def measure_objects(
     Bertin & Arnouts 1996, A&AS 117, 393 (background mesh); Da Costa 1992, ASP Conf. Ser. 23, 90
     (mode estimator).
     """
-    parameters = {
-        "aper": aper, "bkgann": bkgann, "bkg_order": bkg_order, "fwhm": fwhm, "mask": mask,
-        "bg": bg, "err": err, "gain": gain, "bg_size": bg_size, "sn": sn,
-        "centroid_iter": centroid_iter, "centroid_method": centroid_method,
-        "keep_negative": keep_negative,
-    }  # fmt: skip
-    _refuse_what_is_to_come(optimal, psf, centroid_method)
+    centroid_method = inputs.choice("centroid_method", centroid_method, ("com", "psf"))
+    _refuse_what_is_to_come(inputs.flag("optimal", optimal), psf, centroid_method)
     chosen = resolve_backend(backend, image, mask, bg, err)
     ops, log = chosen.primitives, inputs.read_log(verbose)
 
     table = inputs.read_table(obj)
     pixels = inputs.read_pixels(image, mask, bg, err)
     scale = inputs.read_scale(fwhm, pixels.shape)
-    r_aper = scale * inputs.positive_number("aper", aper)
-    annulus = inputs.read_annulus(bkgann)
+    r_aper = inputs.radius("aper", aper, scale)
+    annulus = inputs.read_annulus(bkgann, scale)
     order = inputs.choice("bkg_order", bkg_order, (0, 1, 2))
-    n_iter = inputs.integer("centroid_iter", centroid_iter, 0)
+    n_iter = inputs.n_iterations("centroid_iter", centroid_iter)
     min_sn = inputs.read_signal_to_noise(sn)
     gain = inputs.read_gain(gain)
     bg_size = inputs.integer("bg_size", bg_size, 1)
+    keep_negative = inputs.flag("keep_negative", keep_negative)
+    get_bg = inputs.flag("get_bg", get_bg)
 
     pos = inputs.read_positions(table, ops)
     if log:
@@ -187,14 +185,17 @@ def measure_objects(
     measurement = Measurement(flags=ops.xp.zeros(len(pos), ops.xp.int64))
     if n_iter:
         pos = _centroid(measurement, frame, pos, r_aper, n_iter, ops, log)
-    if annulus is not None:
-        annulus = (scale * annulus[0], scale * annulus[1])
     bg_local = _local_background(frame, pos, annulus, order, ops, log)
     _measure_apertures(measurement, frame, pos, r_aper, bg_local, ops, log)
 
     results.add_magnitudes(measurement, ops.xp)
     keep = results.select(measurement, min_sn, keep_negative, ops.xp)
     result = results.to_table(table, measurement, keep, ops.to_host)
+    parameters = {
+        "aper": r_aper, "bkgann": annulus, "bkg_order": order, "mask": mask, "bg": bg, "err": err,
+        "gain": gain, "bg_size": bg_size, "sn": min_sn, "centroid_iter": n_iter,
+        "centroid_method": centroid_method, "keep_negative": keep_negative,
+    }  # fmt: skip
     result.meta[results.META_KEY] = results.provenance(chosen, "measure_objects", parameters)
     if log:
         log(f"{len(result)} of {len(pos)} objects are in the result")
@@ -211,7 +212,6 @@ def _refuse_what_is_to_come(optimal: bool, psf: object, centroid_method: str) ->
     ):
         if asked_for:
             raise NotImplementedError(f"{name}={value!r} is not implemented in this version")
-    inputs.choice("centroid_method", centroid_method, ("com", "psf"))
 
 
 def _prepare_frame(

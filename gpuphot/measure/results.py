@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from typing import Any
 
-import numpy as np
 from astropy.table import Column, Table
 
 from gpuphot._version import __version__
@@ -65,6 +65,10 @@ def to_table(table: Table, measurement: Measurement, keep: Array | None, to_host
     """
     rows = slice(None) if keep is None else to_host(keep)
     result = table[rows] if keep is not None else table.copy()
+    result.meta = copy.deepcopy(table.meta)
+    for column in result.columns.values():
+        # An index of the caller's table forbids to replace its column, and would be stale.
+        column.info.indices = []
     for name in ("x", "y"):
         if name in measurement.columns:
             _set_column(result, f"{name}_orig", result[name].copy())
@@ -73,7 +77,7 @@ def to_table(table: Table, measurement: Measurement, keep: Array | None, to_host
     for name, column in measurement.columns.items():
         values = Column(to_host(column.values)[rows], description=column.description)
         if name in ("x", "y"):
-            values.unit = result[name].unit
+            values.unit = getattr(result[name], "unit", None)
         _set_column(result, name, values)
     return result
 
@@ -86,7 +90,17 @@ def _set_column(table: Table, name: str, column: Any) -> None:
 
 
 def provenance(backend: Backend, function: str, parameters: dict[str, Any]) -> str:
-    """What made a table, as a line of JSON: short keys and plain text survive any file format."""
+    """What made a table, as a line of JSON: short keys and plain text survive any file format.
+
+    Parameters
+    ----------
+    backend : Backend
+    function : str
+        Name of the function that measured.
+    parameters : dict
+        Its arguments as they were used; of those that are no numbers or strings, the type is
+        recorded.
+    """
     return json.dumps(
         {
             "version": __version__,
@@ -99,11 +113,10 @@ def provenance(backend: Backend, function: str, parameters: dict[str, Any]) -> s
 
 
 def _plain(value: Any) -> Any:
-    """A parameter as JSON holds it; arrays and callables by their type."""
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
     return f"<{type(value).__name__}>"

@@ -13,7 +13,7 @@ may also convert to `float`, which then is its summary for the whole image."""
 
 
 def typical_fwhm(fwhm: FWHM, shape: tuple[int, int]) -> float:
-    """One FWHM for the image: ``float(fwhm)``, or a callable's value at the image centre.
+    """One FWHM for the image: ``float(fwhm)``, or else a callable's value at the image centre.
 
     Parameters
     ----------
@@ -26,7 +26,18 @@ def typical_fwhm(fwhm: FWHM, shape: tuple[int, int]) -> float:
     float
         In pixels; not checked.
     """
-    if not callable(fwhm) or hasattr(fwhm, "__float__"):
+    if callable(fwhm):
+        summary = _summary(fwhm)
+        if np.isfinite(summary) and summary > 0:
+            return summary
+        height, width = shape
+        return float(np.median(np.atleast_1d(fwhm(width / 2, height / 2))))
+    return float(fwhm)
+
+
+def _summary(fwhm: Any) -> float:
+    """``float(fwhm)``, or NaN where that fails."""
+    try:
         return float(fwhm)
-    height, width = shape
-    return float(np.median(np.atleast_1d(fwhm(width / 2, height / 2))))
+    except (TypeError, ValueError):
+        return np.nan

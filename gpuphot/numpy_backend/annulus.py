@@ -15,12 +15,18 @@ from .aperture import overlaps_image
 from .blocks import cholesky_solve
 from .chunks import chunks
 from .clipping import CLIP_SIGMA, SortedSamples
+from .sums import row_sums
 
 MAX_POLYNOMIAL_ROUNDS = 3
 MIN_POLYNOMIAL_PIXELS = 10
 SINGULAR_PIVOT = 1e-10
 """Below this smallest pivot of the scaled normal matrix the pixels do not determine the
 polynomial, for instance because they all lie on a line."""
+
+NEGLIGIBLE = 1e-14
+"""Residuals this small beside the values are rounding errors, which are not clipped."""
+
+N_LOOKED_AT = 64
 
 
 def annulus_mode(frame: Frame, pos: Positions, r_in: float, r_out: float) -> NDArray[np.float64]:
@@ -45,7 +51,12 @@ def annulus_mode(frame: Frame, pos: Positions, r_in: float, r_out: float) -> NDA
     level = np.full(len(pos), np.nan)
     template = _make_template(frame.shape, r_in, r_out)
     for i, pixels in _annuli(frame, pos, r_out, template):
-        keep = pixels.usable & (pixels.d2 >= r_in * r_in) & (pixels.d2 < r_out * r_out)
+        # Rounded as in photutils, whose masks count from the edge of the outer circle's box: that
+        # decides which side of a rim a pixel lies on if its distance equals the radius.
+        dx = _from_box(template.x, pixels.origin_x, pos.x[i], r_out)
+        dy = _from_box(template.y, pixels.origin_y, pos.y[i], r_out)
+        d2 = _add_squares(dx, dy)
+        keep = pixels.usable & (d2 >= r_in * r_in) & (d2 < r_out * r_out)
         samples = SortedSamples(pixels.values, keep)
         first, last, _, _ = samples.clip()
         median, mean, _ = samples.median_mean_std(first, last)
@@ -81,12 +92,16 @@ def annulus_polynomial(
     template = _make_template(frame.shape, r_in, r_out)
     surface = _Surface(template.x, template.y, r_out, order)
     for i, pixels in _annuli(frame, pos, r_out, template):
-        keep = pixels.usable & (pixels.d2 >= r_in * r_in) & (pixels.d2 <= r_out * r_out)
+        phase_x, phase_y = pos.x[i] - pixels.origin_x, pos.y[i] - pixels.origin_y
+        d2 = _add_squares(template.x - phase_x[:, None], template.y - phase_y[:, None])
+        d = np.sqrt(d2, out=d2)
+        keep = pixels.usable & (d >= r_in) & (d <= r_out)
         coefficients = _clipped_fit(surface, pixels.values, keep)
-        level[i] = surface.value_at(coefficients, pixels.phase_x, pixels.phase_y)
+        level[i] = surface.value_at(coefficients, phase_x, phase_y)
     return level
 
 
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")
 def _clipped_fit(
     surface: _Surface, values: NDArray[np.float64], keep: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
@@ -96,10 +111,8 @@ def _clipped_fit(
     """
     count = np.count_nonzero(keep, axis=1)
     weight = keep.astype(np.float64)
-    values = np.where(keep, values, 0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        offset = np.einsum("np->n", values) / count
-    values -= weight * offset[:, None]
+    offset = _typical_value(values, keep)
+    values = np.where(keep, values - offset[:, None], 0)
     moments = surface.moments(weight)
     initial = surface.fit(moments, values)
     coefficients = initial.copy()
@@ -108,8 +121,9 @@ def _clipped_fit(
         residual = values[active]
         residual -= surface.evaluate(coefficients[:, active])
         residual *= weight[active]
-        limit = CLIP_SIGMA * _std(residual, count[active])
-        limit[limit == 0] = np.inf
+        variance = _variance(residual, count[active])
+        rounding = NEGLIGIBLE**2 * row_sums(values[active], values[active]) / count[active]
+        limit = np.where(variance > rounding, CLIP_SIGMA * np.sqrt(variance), np.inf)
         row, pixel = np.nonzero(np.abs(residual, out=residual) > limit[:, None])
         weight[active[row], pixel] = 0
         values[active[row], pixel] = 0
@@ -128,10 +142,24 @@ def _clipped_fit(
     return coefficients
 
 
-def _std(values: NDArray[np.float64], n: NDArray[np.intp]) -> NDArray[np.float64]:
-    """Population standard deviation of rows that hold n values and zeros otherwise."""
-    mean = np.einsum("np->n", values) / n
-    return np.sqrt(np.maximum(np.einsum("np,np->n", values, values) / n - mean * mean, 0))
+def _typical_value(values: NDArray[np.float64], keep: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """One of the middle kept values of each row, or 0 if none of those looked at is kept.
+
+    Values are fitted relative to it, so that a bright sky costs no precision. An outlier would
+    cost more, and a mean would turn values that are all alike into rounding errors.
+    """
+    looked_at = np.s_[:, :: max(1, values.shape[1] // N_LOOKED_AT)]
+    kept = keep[looked_at]
+    ordered = np.sort(np.where(kept, values[looked_at], np.inf), axis=1)
+    count = np.count_nonzero(kept, axis=1)
+    middle = np.maximum(count - 1, 0) // 2
+    return np.where(count > 0, ordered[np.arange(len(count)), middle], 0)
+
+
+def _variance(values: NDArray[np.float64], n: NDArray[np.intp]) -> NDArray[np.float64]:
+    """Population variance of rows that hold n values and zeros otherwise."""
+    mean = row_sums(values) / n
+    return np.maximum(row_sums(values, values) / n - mean * mean, 0)
 
 
 class _Surface:
@@ -159,7 +187,7 @@ class _Surface:
 
     def moments(self, weight: NDArray[np.float64]) -> NDArray[np.float64]:
         """Sums (moments, n) of the monomials over the pixels of weight 1 in each row."""
-        return np.stack([np.einsum("np,p->n", weight, term) for term in self._moment_terms])
+        return np.stack([row_sums(weight, term) for term in self._moment_terms])
 
     def moments_of(self, row: NDArray[np.intp], pixel: NDArray[np.intp]) -> NDArray[np.float64]:
         """The same over a few pixels, given row by row, for the rows that are named."""
@@ -173,12 +201,11 @@ class _Surface:
         their mean.
         """
         count = moments[0]
-        rhs = np.stack([np.einsum("np,p->n", values, term) for term in self._terms])
+        rhs = np.stack([row_sums(values, term) for term in self._terms])
         coefficients, pivot = cholesky_solve(moments[self._moment_of_pair], rhs)
         constant = ~((count >= MIN_POLYNOMIAL_PIXELS) & (pivot > SINGULAR_PIVOT))
         coefficients[:, constant] = 0
-        with np.errstate(invalid="ignore", divide="ignore"):
-            coefficients[0, constant] = rhs[0, constant] / count[constant]
+        coefficients[0, constant] = rhs[0, constant] / count[constant]
         return coefficients
 
     def evaluate(self, coefficients: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -215,13 +242,35 @@ class _Template:
     is_image: bool
 
 
+def _from_box(
+    offset: NDArray[np.float64],
+    origin: NDArray[np.float64],
+    position: NDArray[np.float64],
+    r_out: float,
+) -> NDArray[np.float64]:
+    """Distances (n, T) along one axis, summed from the lower edge of the box around r_out."""
+    first = np.floor(position - r_out + 0.5)
+    distance = offset + (origin - first)[:, None]
+    distance += (first - 0.5 - position)[:, None]
+    distance += 0.5
+    return distance
+
+
+def _add_squares(dx: NDArray[np.float64], dy: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Squared distances; both arguments are overwritten."""
+    dx *= dx
+    dy *= dy
+    dx += dy
+    return dx
+
+
 def _make_template(shape: tuple[int, int], r_in: float, r_out: float) -> _Template:
-    """Offsets that cover the annulus, or the whole image if that is smaller."""
-    if np.pi * (r_out - r_in) * (r_out + r_in) > shape[0] * shape[1]:
+    """Offsets that cover the annulus, or the whole image if its box is far larger than that."""
+    half = math.ceil(r_out) + 1
+    if half * half > shape[0] * shape[1]:
         y, x = np.indices(shape, dtype=np.float64).reshape(2, -1)
         return _Template(x, y, is_image=True)
     half_diagonal = 0.7072
-    half = math.ceil(r_out) + 1
     y, x = np.indices((2 * half + 1, 2 * half + 1)).reshape(2, -1) - float(half)
     d = np.hypot(x, y)
     inside = (d >= r_in - half_diagonal) & (d <= r_out + half_diagonal)
@@ -232,15 +281,13 @@ def _make_template(shape: tuple[int, int], r_in: float, r_out: float) -> _Templa
 class _AnnulusPixels:
     """The template's T pixels around a chunk of n sources.
 
-    `phase_x, phase_y` (n,) lead from where the offsets count to the source. `values`, `d2`
-    (squared distance to the source) and `usable` (in the image, not masked, finite) have the
-    shape (n, T).
+    The offsets count from the pixels `origin_x, origin_y` (n,). `values` and `usable` (in the
+    image, not masked, finite) have the shape (n, T).
     """
 
-    phase_x: NDArray[np.float64]
-    phase_y: NDArray[np.float64]
+    origin_x: NDArray[np.float64]
+    origin_y: NDArray[np.float64]
     values: NDArray[np.float64]
-    d2: NDArray[np.float64]
     usable: NDArray[np.bool_]
 
 
@@ -262,12 +309,7 @@ def _annuli(
             values, usable = _read_pixels(
                 frame, pos.frame[rows[i]], row[i], column[i], template, crosses_edge, any_bad
             )
-            phase_x, phase_y = pos.x[rows[i]] - column[i], pos.y[rows[i]] - row[i]
-            d2, dy2 = template.x - phase_x[:, None], template.y - phase_y[:, None]
-            d2 *= d2
-            dy2 *= dy2
-            d2 += dy2
-            yield rows[i], _AnnulusPixels(phase_x, phase_y, values, d2, usable)
+            yield rows[i], _AnnulusPixels(column[i], row[i], values, usable)
 
 
 def _read_pixels(

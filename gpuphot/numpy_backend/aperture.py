@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from gpuphot.models.frame import ApertureSums, Bad, Frame, Positions
 
 from .chunks import chunks, windows
+from .sums import row_sums
 
 
 def aperture_sums(frame: Frame, pos: Positions, r: NDArray[np.float64]) -> ApertureSums:
@@ -50,7 +51,7 @@ def aperture_sums(frame: Frame, pos: Positions, r: NDArray[np.float64]) -> Apert
 
 
 def overlaps_image(frame: Frame, pos: Positions, r: float | NDArray) -> NDArray[np.bool_]:
-    """Whether the circle of radius r around each valid position overlaps the image."""
+    """Whether the circle of radius r around each valid position reaches the image."""
     height, width = frame.shape
     with np.errstate(invalid="ignore"):
         dx = pos.x - np.clip(pos.x, -0.5, width - 0.5)
@@ -87,12 +88,13 @@ def _chunk_sums(
     values, err = pixels(frame.data), pixels(frame.err)
     masked = np.zeros(len(i), np.bool_)
     with np.errstate(invalid="ignore", over="ignore"):
-        flux, var = _weighted_sum(weight, values), _weighted_sum(weight, err * err)
-        area = weight.sum(axis=1)
+        flux, var = row_sums(weight, values), row_sums(weight, err * err)
+        area = row_sums(weight)
+        off_image = area == 0
         if frame.bkg_rms is None or frame.bkg_rms is frame.err:
             bkg_var = var.copy()
         else:
-            bkg_var = _weighted_sum(weight, pixels(frame.bkg_rms) ** 2)
+            bkg_var = row_sums(weight, pixels(frame.bkg_rms) ** 2)
         if any_bad:
             bad = pixels(frame.bad)
             touched = np.flatnonzero(bad.any(axis=1))
@@ -102,15 +104,12 @@ def _chunk_sums(
             # A pixel that the circle does not reach must not count even if it is NaN.
             reached = weight > 0
             err = np.where(reached, err[touched], 0)
-            flux[touched] = _weighted_sum(weight, np.where(reached, values[touched], 0))
-            var[touched] = _weighted_sum(weight, err * err)
-            area[touched] = weight.sum(axis=1)
+            flux[touched] = row_sums(weight, np.where(reached, values[touched], 0))
+            var[touched] = row_sums(weight, err * err)
+            area[touched] = row_sums(weight)
+    for sums in (flux, var, area, bkg_var):
+        sums[off_image] = np.nan
     return flux, var, area, bkg_var, masked
-
-
-def _weighted_sum(weight: NDArray, values: NDArray) -> NDArray:
-    # einsum without BLAS: each row is summed in an order of its own.
-    return np.einsum("np,np->n", weight, values)
 
 
 def _masked_centre(bad: NDArray, edge_x: NDArray, edge_y: NDArray, r: NDArray) -> NDArray:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from gpuphot.models.frame import Bad, Frame, Positions
 
 from .chunks import chunks, windows
+from .sums import row_sums
 
 MAX_SHIFT = 0.01
 """A position has converged when a step moves it by less, in pixels."""
@@ -76,10 +77,10 @@ def _step(
     bad = windows(frame.bad, plane, row, column, size, size)
     light = np.where((light >= 0) & ((bad & Bad.UNUSABLE) == 0), light, 0)
     offset_y, offset_x = np.indices((size, size), dtype=np.float64).reshape(2, -1)
-    total = np.einsum("np->n", light)
+    total = row_sums(light)
     with np.errstate(invalid="ignore", divide="ignore"):
         total = np.where(total < 1e-30, np.nan, total)
         return (
-            column + np.einsum("np,p->n", light, offset_x) / total,
-            row + np.einsum("np,p->n", light, offset_y) / total,
+            column + row_sums(light, offset_x) / total,
+            row + row_sums(light, offset_y) / total,
         )

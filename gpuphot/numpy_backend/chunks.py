@@ -18,6 +18,9 @@ BAND = 1 << 16
 """Pixels of a band of image rows. A constant: matrix products may round differently for bands of
 another height, and no bit may depend on how the work is cut."""
 
+MAX_BAND_ROWS = 1024
+"""Rows of a band of a narrow image; the weights of its spline grow with their square."""
+
 
 def chunks(count: int, elements_per_item: int) -> Iterator[slice]:
     """Slices of `count` items so that each covers about `WORKSPACE` elements."""
@@ -28,7 +31,7 @@ def chunks(count: int, elements_per_item: int) -> Iterator[slice]:
 
 def bands(shape: tuple[int, ...]) -> Iterator[slice]:
     """Slices of the rows of an image, each of about `BAND` pixels."""
-    step = max(1, BAND // shape[1])
+    step = min(MAX_BAND_ROWS, max(1, BAND // shape[1]))
     for start in range(0, shape[0], step):
         yield slice(start, min(start + step, shape[0]))
 

@@ -38,7 +38,8 @@ def load_image(
     bad = np.empty(image.shape, np.uint8)
     for rows in bands(data.shape):
         pixels, flags = data[rows], bad[rows]
-        pixels[...] = image[rows]
+        with np.errstate(over="ignore"):
+            pixels[...] = image[rows]
         finite = np.isfinite(pixels)
         np.logical_not(finite, out=flags.view(np.bool_))
         if not finite.all():
@@ -91,15 +92,13 @@ def subtract_background(
         if bkg_rms is not None and rms is not None:
             surface_rows(rms, rows, out=bkg_rms[rows])
             if err is None and gain is not None:
-                noise[rows] = np.sqrt(bkg_rms[rows] ** 2 + np.maximum(pixels / gain, 0))
+                with np.errstate(over="ignore"):
+                    noise[rows] = np.sqrt(bkg_rms[rows] ** 2 + np.maximum(pixels / gain, 0))
         if err is not None:
             _mark_not_finite(noise[rows], flags, Bad.NOISE)
-    return Frame(
-        data=data[None],
-        bad=bad[None],
-        err=noise[None],
-        bkg_rms=None if bkg_rms is None else bkg_rms[None],
-    )
+    rms_planes = None if bkg_rms is None else bkg_rms[None]
+    err_planes = rms_planes if noise is bkg_rms else noise[None]
+    return Frame(data=data[None], bad=bad[None], err=err_planes, bkg_rms=rms_planes)
 
 
 def _subtract(pixels: NDArray, flags: NDArray, level: SplineSurface | NDArray, rows: slice) -> None:
