@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
 from dataclasses import dataclass
 from typing import Any
 
-from gpuphot._version import __version__
+from gpuphot.cupy_backend.probe import find_gpu
 
 NAMES = ("numpy", "cupy")
 ENVIRONMENT_VARIABLE = "GPUPHOT_BACKEND"
@@ -27,7 +28,7 @@ class Backend:
     device : str
         The processor or GPU it runs on.
     primitives : module
-        The package of its primitives, e.g. `gpuphot.numpy_backend`.
+        Its primitives, e.g. `gpuphot.numpy_backend.primitives`.
     """
 
     name: str
@@ -42,8 +43,8 @@ def resolve_backend(backend: str | None = None, *arrays: object) -> Backend:
     ----------
     backend : {None, "numpy", "cupy"}
         A name forces that backend. None chooses: "cupy" if one of `arrays` lives on a GPU, else
-        what the environment variable ``GPUPHOT_BACKEND`` names, else "numpy", the only backend
-        that this version has.
+        what the environment variable ``GPUPHOT_BACKEND`` names, else "cupy" if there is a usable
+        GPU, else "numpy".
     *arrays
         Arrays of the call.
 
@@ -59,37 +60,43 @@ def resolve_backend(backend: str | None = None, *arrays: object) -> Backend:
         If the backend asked for, or the one that device arrays need, cannot compute.
     """
     name, reason = _requested(backend, arrays)
-    if name == "cupy":
-        raise BackendError(
-            f"{reason}, but gpuphot {__version__} has no GPU kernels yet and computes on the CPU "
-            f"only ({_gpu_state()}); use backend='numpy' with NumPy arrays"
+    if name == "numpy":
+        if reason and _on_device(arrays):
+            raise TypeError(f"{reason}, but an input array lives on a GPU: hand over NumPy arrays")
+        return _numpy_backend()
+    gpu = find_gpu()
+    if gpu.device is not None:
+        return Backend(
+            "cupy", gpu.device, importlib.import_module("gpuphot.cupy_backend.primitives")
         )
-    from gpuphot import numpy_backend
+    if reason:
+        raise BackendError(f"{reason}, but no GPU is usable: {gpu.problem}")
+    return _numpy_backend()
 
-    return Backend("numpy", platform.processor() or platform.machine(), numpy_backend)
+
+def _numpy_backend() -> Backend:
+    device = platform.processor() or platform.machine()
+    return Backend("numpy", device, importlib.import_module("gpuphot.numpy_backend.primitives"))
 
 
 def _requested(backend: str | None, arrays: tuple[object, ...]) -> tuple[str, str]:
-    """The backend asked for, and a clause that says by what."""
+    """The backend to try, and a clause that says what asked for it; empty if nothing did."""
     if backend is not None:
         return _known(backend, "backend"), f"backend={backend!r} was asked for"
-    if any(hasattr(array, "__cuda_array_interface__") for array in arrays):
+    if _on_device(arrays):
         return "cupy", "an input array lives on a GPU"
     from_environment = os.environ.get(ENVIRONMENT_VARIABLE)
     if from_environment:
         name = _known(from_environment, f"the environment variable {ENVIRONMENT_VARIABLE}")
         return name, f"{ENVIRONMENT_VARIABLE}={from_environment} is set"
-    return "numpy", "it is the default"
+    return "cupy", ""
+
+
+def _on_device(arrays: tuple[object, ...]) -> bool:
+    return any(hasattr(array, "__cuda_array_interface__") for array in arrays)
 
 
 def _known(name: object, source: str) -> str:
     if not isinstance(name, str) or name not in NAMES:
         raise ValueError(f"{source} must be one of {', '.join(NAMES)}, got {name!r}")
     return name
-
-
-def _gpu_state() -> str:
-    from gpuphot.cupy_backend.probe import find_gpu
-
-    gpu = find_gpu()
-    return f"the GPU {gpu.device} is usable" if gpu.problem is None else gpu.problem.rstrip(".")

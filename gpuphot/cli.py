@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from astropy.table import Table
@@ -25,6 +25,9 @@ from gpuphot import BackendError, __version__, files, measure_objects, resolve_b
 from gpuphot.backend import ENVIRONMENT_VARIABLE, NAMES
 from gpuphot.cupy_backend import probe
 from gpuphot.detect import detect_objects
+
+if TYPE_CHECKING:
+    from gpuphot.cupy_backend.compile import CompiledKernel
 
 _DEFAULTS = {name: p.default for name, p in inspect.signature(measure_objects).parameters.items()}
 _THRESHOLD = inspect.signature(detect_objects).parameters["threshold"].default
@@ -123,7 +126,13 @@ def _add_demo(commands: Any) -> None:
 
 
 def _add_info(commands: Any) -> None:
-    _add_command(commands, "info", _run_info, "Show versions, backends and the state of the GPU.")
+    info = _add_command(
+        commands, "info", _run_info, "Show versions, backends and the state of the GPU."
+    )
+    info.add_argument(
+        "--compile", action="store_true",
+        help="compile all kernels for the GPU instead, and show what they use there",
+    )  # fmt: skip
 
 
 def _add_measure(commands: Any) -> None:
@@ -308,6 +317,11 @@ def _naming_options() -> Iterator[None]:
 
 
 def _run_info(args: argparse.Namespace) -> None:
+    if args.compile:
+        _compile_kernels()
+        return
+    gpu = _probe_gpu()
+    on_gpu = f"usable, on {gpu.device}" if gpu.problem is None else f"not usable. {gpu.problem}"
     rows = [
         ("gpuphot", __version__),
         ("Python", platform.python_version()),
@@ -318,9 +332,8 @@ def _run_info(args: argparse.Namespace) -> None:
         ("sep-x", _version("sep-x")),
         ("cupy", _version("cupy", "cupy-cuda13x", "cupy-cuda12x")),
         ("", ""),
-        ("backends", f"numpy: usable, on {resolve_backend('numpy').device}"),
-        ("", f"cupy: gpuphot {__version__} has no GPU kernels yet"),
-        ("GPU", _gpu_state()),
+        ("numpy backend", f"usable, on {resolve_backend('numpy').device}"),
+        ("cupy backend", on_gpu),
         (ENVIRONMENT_VARIABLE, os.environ.get(ENVIRONMENT_VARIABLE) or "not set"),
         ("in use", _backend_in_use()),
     ]
@@ -338,12 +351,11 @@ def _version(*distributions: str) -> str:
     return "not installed"
 
 
-def _gpu_state() -> str:
+def _probe_gpu() -> probe.Gpu:
     try:
-        gpu = probe.find_gpu()
+        return probe.find_gpu()
     except Exception as error:  # A broken driver may raise anything, and info is to say so
-        return f"cannot be probed: {_in_one_line(error)}"
-    return f"{gpu.device}, usable by CuPy" if gpu.problem is None else gpu.problem
+        return probe.Gpu(None, f"It cannot be probed: {_in_one_line(error)}")
 
 
 def _backend_in_use() -> str:
@@ -351,6 +363,39 @@ def _backend_in_use() -> str:
         return resolve_backend().name
     except (BackendError, ValueError) as error:
         return f"none: {_in_one_line(error)}"
+
+
+def _compile_kernels() -> None:
+    """Compile all kernels for the GPU and print what they use."""
+    gpu = _probe_gpu()
+    if gpu.problem is not None:
+        raise CommandError(gpu.problem)
+    from gpuphot.cupy_backend.compile import compile_kernels  # Needs CuPy, which may be missing
+
+    try:
+        kernels = compile_kernels()
+    except Exception as error:  # Of CuPy's many types
+        raise CommandError(f"the kernels do not compile: {_in_one_line(error)}") from error
+    print(f"{len(kernels)} kernels for {gpu.device}")
+    _print_usage(kernels)
+    slow = [kernel.name for kernel in kernels if kernel.local_bytes]
+    if slow:
+        raise CommandError(
+            f"these kernels use local memory, which makes them slow: {', '.join(slow)}. "
+            "Please report this"
+        )
+
+
+def _print_usage(kernels: list[CompiledKernel]) -> None:
+    print(f"\n{'kernel':<26}{'registers':>10}{'local':>8}{'shared':>8}  memory in bytes")
+    for kernel in kernels:
+        print(
+            f"{kernel.name:<26}{kernel.registers:>10}{kernel.local_bytes:>8}"
+            f"{kernel.shared_bytes:>8}"
+        )
+    print(f"\n{'file':<26}{'seconds':>10}  next to none if CuPy had it in its cache")
+    for file, seconds in {kernel.file: kernel.seconds for kernel in kernels}.items():
+        print(f"{file:<26}{seconds:>10.3f}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from astropy.table import Column, Table
 from numpy.typing import ArrayLike, NDArray
 
 from gpuphot.measure import inputs
+from gpuphot.numpy_backend import primitives
 
 # Column of the result: (field of SEP's catalogue, type, unit, description).
 _COLUMNS = {
@@ -76,7 +77,7 @@ def detect_objects(
     sep_x = _import_sep()
     threshold = inputs.positive_number("threshold", threshold)
     bg_size = inputs.integer("bg_size", bg_size, 1)
-    data, bad = _as_sep_reads_it(inputs.read_pixels(image, mask, None, None))
+    data, bad = _as_sep_reads_it(inputs.read_pixels(image, mask, None, None, primitives))
     background = sep_x.Background(data, mask=bad, bw=bg_size, bh=bg_size)
     background.subfrom(data)
     try:

@@ -1,1 +1,4 @@
-"""The GPU side. So far only the probe that tells whether a GPU could be used."""
+"""The primitives on a GPU, kernels launched through CuPy: the twin of ``numpy_backend``.
+
+Only `probe` can be imported where CuPy is not installed.
+"""

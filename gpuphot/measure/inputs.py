@@ -5,6 +5,7 @@ The caller's objects are read, never modified.
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from astropy.units import Quantity
 from astropy.utils.masked import Masked
 from numpy.typing import NDArray
 
-from gpuphot.models.frame import Positions
+from gpuphot.models.frame import Array, Positions
 from gpuphot.models.fwhm import typical_fwhm
 
 Log = Callable[[str], Any]
@@ -29,7 +30,7 @@ MAX_RADIUS = 1e9
 
 @dataclass(frozen=True)
 class Pixels:
-    """An image and what belongs to its pixels, on the host or on the caller's device.
+    """An image and what belongs to its pixels, each on the host or on the caller's device.
 
     Attributes
     ----------
@@ -39,10 +40,10 @@ class Pixels:
     bg, err : arrays that broadcast to (H, W), or None
     """
 
-    image: NDArray
-    mask: NDArray[np.bool_] | None
-    bg: NDArray | None
-    err: NDArray | None
+    image: Array
+    mask: Array | None
+    bg: Array | None
+    err: Array | None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -94,7 +95,7 @@ def read_positions(table: Table, ops: Any) -> Positions:
     return make_positions(ops.to_device(x), ops.to_device(y), ops.to_device(valid), ops.xp)
 
 
-def make_positions(x: Any, y: Any, valid: Any, xp: Any) -> Positions:
+def make_positions(x: Array, y: Array, valid: Array, xp: Any) -> Positions:
     """Positions on the first plane of a frame, with their canonical order."""
     return Positions(
         x=x, y=y, valid=valid, frame=xp.zeros(len(x), xp.int32), order=xp.lexsort(xp.stack([x, y]))
@@ -130,10 +131,10 @@ def _split(values: Any) -> tuple[Any, NDArray[np.bool_] | None]:
     return values, None
 
 
-def read_pixels(image: Any, mask: Any, bg: Any, err: Any) -> Pixels:
+def read_pixels(image: Any, mask: Any, bg: Any, err: Any, ops: Any) -> Pixels:
     """Check an image, its mask, its background and its noise against each other."""
     image, image_mask = _split(image)
-    pixels = _real_array("image", image)
+    pixels = _real_array("image", image, ops)
     if pixels.ndim != 2 or pixels.size == 0:
         raise ValueError(
             f"image must be a 2-D array with at least one pixel, got shape {pixels.shape}"
@@ -142,13 +143,14 @@ def read_pixels(image: Any, mask: Any, bg: Any, err: Any) -> Pixels:
     masks = [] if image_mask is None else [image_mask]
     if mask is not None:
         mask, mask_of_mask = _split(mask)
-        masks.append(_plane("mask", _real_array("mask", mask), shape) != 0)
-        masks += [] if mask_of_mask is None else [_plane("mask", mask_of_mask, shape)]
+        masks.append(_plane("mask", _real_array("mask", mask, ops), shape, ops.xp) != 0)
+        masks += [] if mask_of_mask is None else [_plane("mask", mask_of_mask, shape, ops.xp)]
+    masks = [ops.to_device(each) for each in masks]
     return Pixels(
         image=pixels,
-        mask=np.logical_or.reduce(masks) if len(masks) > 1 else next(iter(masks), None),
-        bg=None if bg is None else _plane("bg", _masked_to_nan("bg", bg), shape),
-        err=None if err is None else _plane("err", _masked_to_nan("err", err), shape),
+        mask=functools.reduce(operator.or_, masks) if masks else None,
+        bg=None if bg is None else _plane("bg", _masked_to_nan("bg", bg, ops), shape, ops.xp),
+        err=None if err is None else _plane("err", _masked_to_nan("err", err, ops), shape, ops.xp),
     )
 
 
@@ -161,20 +163,22 @@ def check_mesh(cells: NDArray[np.float64], bg_size: int) -> None:
         )
 
 
-def _masked_to_nan(name: str, values: Any) -> NDArray:
+def _masked_to_nan(name: str, values: Any, ops: Any) -> Array:
     values, mask = _split(values)
-    array = _real_array(name, values)
+    array = _real_array(name, values, ops)
     return array if mask is None else np.where(mask, np.nan, array)
 
 
-def _real_array(name: str, values: Any) -> NDArray:
+def _real_array(name: str, values: Any, ops: Any) -> Array:
+    """Values of a real dtype; those on a device stay there."""
     if isinstance(values, (Quantity, NDData)):
         raise TypeError(
             f"{name} must be a plain array, got {_kind(values)}; hand over its values (and its "
             "mask and uncertainty as mask and err)"
         )
     try:
-        array = np.asarray(values)
+        on_device = hasattr(values, "__cuda_array_interface__")
+        array = ops.to_device(values) if on_device else np.asarray(values)
     except ValueError:
         raise TypeError(f"{name} must be an array, got a ragged {_kind(values)}") from None
     if array.dtype.kind not in "biuf":
@@ -182,9 +186,9 @@ def _real_array(name: str, values: Any) -> NDArray:
     return array
 
 
-def _plane(name: str, values: NDArray, shape: tuple[int, ...]) -> NDArray:
+def _plane(name: str, values: Array, shape: tuple[int, ...], xp: Any) -> Array:
     try:
-        return np.broadcast_to(values, shape)
+        return (np if isinstance(values, np.ndarray) else xp).broadcast_to(values, shape)
     except ValueError:
         raise ValueError(
             f"{name} must be a scalar or match the image's shape {shape}, got shape {values.shape}"

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from astropy.table import Table
 from numpy.typing import ArrayLike, NDArray
 
@@ -166,10 +167,6 @@ def measure_objects(
     ops, log = chosen.primitives, inputs.read_log(verbose)
 
     table = inputs.read_table(obj)
-    pixels = inputs.read_pixels(image, mask, bg, err)
-    scale = inputs.read_scale(fwhm, pixels.shape)
-    r_aper = inputs.radius("aper", aper, scale)
-    annulus = inputs.read_annulus(bkgann, scale)
     order = inputs.choice("bkg_order", bkg_order, (0, 1, 2))
     n_iter = inputs.n_iterations("centroid_iter", centroid_iter)
     min_sn = inputs.read_signal_to_noise(sn)
@@ -177,20 +174,27 @@ def measure_objects(
     bg_size = inputs.integer("bg_size", bg_size, 1)
     keep_negative = inputs.flag("keep_negative", keep_negative)
     get_bg = inputs.flag("get_bg", get_bg)
+    with ops.device_of(image, mask, bg, err):
+        pixels = inputs.read_pixels(image, mask, bg, err, ops)
+        scale = inputs.read_scale(fwhm, pixels.shape)
+        r_aper = inputs.radius("aper", aper, scale)
+        annulus = inputs.read_annulus(bkgann, scale)
+        pos = inputs.read_positions(table, ops)
+        if log:
+            log(f"Measuring {len(pos)} objects with the {chosen.name} backend on {chosen.device}")
+        frame, background = _prepare_frame(pixels, gain, bg_size, get_bg, ops, log)
+        measurement = Measurement(flags=ops.xp.zeros(len(pos), ops.xp.int64))
+        if n_iter:
+            pos = _centroid(measurement, frame, pos, r_aper, n_iter, ops, log)
+        bg_local = _local_background(frame, pos, annulus, order, ops, log)
+        _measure_apertures(measurement, frame, pos, r_aper, bg_local, ops, log)
+        results.add_magnitudes(measurement, ops.xp)
+        keep = results.select(measurement, min_sn, keep_negative, ops.xp)
+        result = results.to_table(table, measurement, keep, ops)
+        maps: tuple[Any, ...] = ()
+        if get_bg:
+            maps = ops.to_host(background), ops.to_host(frame.err[0]) if err is None else err
 
-    pos = inputs.read_positions(table, ops)
-    if log:
-        log(f"Measuring {len(pos)} objects with the {chosen.name} backend on {chosen.device}")
-    frame, background = _prepare_frame(pixels, gain, bg_size, get_bg, ops, log)
-    measurement = Measurement(flags=ops.xp.zeros(len(pos), ops.xp.int64))
-    if n_iter:
-        pos = _centroid(measurement, frame, pos, r_aper, n_iter, ops, log)
-    bg_local = _local_background(frame, pos, annulus, order, ops, log)
-    _measure_apertures(measurement, frame, pos, r_aper, bg_local, ops, log)
-
-    results.add_magnitudes(measurement, ops.xp)
-    keep = results.select(measurement, min_sn, keep_negative, ops.xp)
-    result = results.to_table(table, measurement, keep, ops.to_host)
     parameters = {
         "aper": r_aper, "bkgann": annulus, "bkg_order": order, "mask": mask, "bg": bg, "err": err,
         "gain": gain, "bg_size": bg_size, "sn": min_sn, "centroid_iter": n_iter,
@@ -199,9 +203,7 @@ def measure_objects(
     result.meta[results.META_KEY] = results.provenance(chosen, "measure_objects", parameters)
     if log:
         log(f"{len(result)} of {len(pos)} objects are in the result")
-    if get_bg:
-        return result, ops.to_host(background), ops.to_host(frame.err[0]) if err is None else err
-    return result
+    return (result, *maps) if get_bg else result
 
 
 def _refuse_what_is_to_come(optimal: bool, psf: object, centroid_method: str) -> None:
@@ -222,7 +224,7 @@ def _prepare_frame(
     level = rms = background = None
     if pixels.bg is None or pixels.err is None or get_bg:
         cell = cell_shape(pixels.shape, bg_size)
-        cells = [ops.to_host(values) for values in ops.mesh_statistics(data, bad, cell)]
+        cells = ops.to_host(ops.xp.stack(ops.mesh_statistics(data, bad, cell)))
         inputs.check_mesh(cells[0], bg_size)
         level, rms = (spline_surface(values, cell) for values in cells)
         if log:
@@ -288,7 +290,7 @@ def _measure_apertures(
     xp = ops.xp
     if log:
         log(f"Apertures of radius {r_aper:.2f} pixels")
-    sums = ops.aperture_sums(frame, pos, xp.full(1, r_aper))
+    sums = ops.aperture_sums(frame, pos, np.array([r_aper]))
     flux, area = sums.flux[:, 0], sums.area[:, 0]
     if sums.bkg_var is None:
         bg_fluxerr = xp.zeros(len(pos))

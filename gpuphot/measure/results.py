@@ -7,7 +7,9 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 from astropy.table import Column, Table
+from numpy.typing import NDArray
 
 from gpuphot._version import __version__
 from gpuphot.backend import Backend
@@ -42,7 +44,7 @@ def select(
     return keep
 
 
-def to_table(table: Table, measurement: Measurement, keep: Array | None, to_host: Any) -> Table:
+def to_table(table: Table, measurement: Measurement, keep: Array | None, ops: Any) -> Table:
     """The caller's rows with the measured columns: the one step that makes a table.
 
     Columns that the table already has are replaced where they stand, all others follow in the
@@ -56,14 +58,14 @@ def to_table(table: Table, measurement: Measurement, keep: Array | None, to_host
     measurement : Measurement
     keep : (N,) bool array or None
         Rows of the result; None for all.
-    to_host : callable
-        Brings an array to the host.
+    ops : module
+        Primitives of the backend that holds the measurement.
 
     Returns
     -------
     Table
     """
-    rows = slice(None) if keep is None else to_host(keep)
+    values, new_flags, rows = _to_host(measurement, keep, ops)
     result = table[rows] if keep is not None else table.copy()
     result.meta = copy.deepcopy(table.meta)
     for column in result.columns.values():
@@ -72,14 +74,26 @@ def to_table(table: Table, measurement: Measurement, keep: Array | None, to_host
     for name in ("x", "y"):
         if name in measurement.columns:
             _set_column(result, f"{name}_orig", result[name].copy())
-    flags = read_flags(result) | to_host(measurement.flags)[rows]
+    flags = read_flags(result) | new_flags[rows]
     _set_column(result, "flags", Column(flags, description="Quality flags of gpuphot.Flag"))
-    for name, column in measurement.columns.items():
-        values = Column(to_host(column.values)[rows], description=column.description)
+    for (name, column), row in zip(measurement.columns.items(), values, strict=True):
+        new = Column(row[rows], description=column.description)
         if name in ("x", "y"):
-            values.unit = getattr(result[name], "unit", None)
-        _set_column(result, name, values)
+            new.unit = getattr(result[name], "unit", None)
+        _set_column(result, name, new)
     return result
+
+
+def _to_host(
+    measurement: Measurement, keep: Array | None, ops: Any
+) -> tuple[NDArray[np.float64], NDArray[np.int64], Any]:
+    """All columns, the flags and the selection of rows, in two visits to the device."""
+    xp = ops.xp
+    values = ops.to_host(xp.stack([column.values for column in measurement.columns.values()]))
+    if keep is None:
+        return values, ops.to_host(measurement.flags), slice(None)
+    flags, kept = ops.to_host(xp.stack([measurement.flags, keep.astype(xp.int64)]))
+    return values, flags, kept != 0
 
 
 def _set_column(table: Table, name: str, column: Any) -> None:

@@ -13,6 +13,10 @@ from numpy.typing import NDArray
 from scipy.ndimage import spline_filter
 from scipy.spatial import cKDTree
 
+MIN_GOOD_FRACTION = 1 - 90 / 100.0
+"""A cell needs more good pixels than this fraction of a full cell. The reference computes it
+from its percentile of 90 in floating point: exactly a tenth survives."""
+
 N_FILL_NEIGHBOURS = 10
 SPLINE_MARGIN = 2
 """Nodes that a cubic spline needs beyond the first and the last cell."""

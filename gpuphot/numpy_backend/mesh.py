@@ -7,15 +7,11 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuphot.models.background import SPLINE_MARGIN, SplineSurface
+from gpuphot.models.background import MIN_GOOD_FRACTION, SPLINE_MARGIN, SplineSurface
 from gpuphot.models.frame import Bad
 
 from .chunks import bands, chunks
 from .clipping import SortedSamples
-
-MIN_GOOD_FRACTION = 1 - 90 / 100.0
-"""A cell needs more good pixels than this fraction of a full cell. The reference computes it
-from its percentile of 90 in floating point: exactly a tenth survives."""
 
 
 def mesh_statistics(

@@ -1,0 +1,1 @@
+"""CUDA sources (``.cu``, ``.cuh``) and the table of their kernels, `registry`."""

@@ -1,0 +1,88 @@
+"""Every kernel of the package: where it is, how it is launched and what it may use.
+
+CuPy's loading, the compilation check and the tests that run kernels on a CPU all read this table.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+
+# Without contraction a kernel rounds like its NumPy twin; where speed needs it, kernels say fma().
+OPTIONS = ("--std=c++17", "--fmad=false")
+
+_INCLUDE = re.compile(r'\s*#\s*include\s*"([^"]+)"')
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """An ``extern "C"`` kernel.
+
+    Attributes
+    ----------
+    name : str
+    file : str
+        The ``.cu`` file that holds it.
+    block : int
+        Threads of a block.
+    max_registers : int
+        Registers that a thread may use on any architecture.
+    max_shared : int
+        Most bytes of dynamic shared memory that it is launched with.
+    """
+
+    name: str
+    file: str
+    block: int
+    max_registers: int
+    max_shared: int = 0
+
+
+# Budgets leave a block of warps at least a quarter of a multiprocessor's threads.
+_ALL = (
+    Kernel("mark_bad_pixels", "frame.cu", block=256, max_registers=32),
+    Kernel("subtract_background", "frame.cu", block=256, max_registers=80),
+    Kernel("evaluate_surface", "frame.cu", block=256, max_registers=80),
+    Kernel("mesh_statistics", "mesh.cu", block=256, max_registers=64, max_shared=32 * 1024),
+    Kernel("mesh_statistics_streaming", "mesh.cu", block=256, max_registers=96),
+    Kernel("com_centroid", "centroid.cu", block=128, max_registers=96),
+    Kernel("annulus_mode", "annulus_mode.cu", block=128, max_registers=64, max_shared=32 * 1024),
+    Kernel("annulus_mode_streaming", "annulus_mode.cu", block=128, max_registers=128),
+    Kernel("annulus_plane", "annulus_polynomial.cu", block=128, max_registers=128),
+    Kernel("annulus_quadratic", "annulus_polynomial.cu", block=128, max_registers=128),
+    Kernel("psf_stamps", "stamps.cu", block=128, max_registers=80, max_shared=46 * 1024),
+    Kernel("gaussian_stamps", "stamps.cu", block=128, max_registers=64, max_shared=46 * 1024),
+    Kernel("render_tiles", "render.cu", block=256, max_registers=64),
+    Kernel("aperture_sums", "aperture.cu", block=128, max_registers=96, max_shared=46 * 1024),
+)
+
+KERNELS = {kernel.name: kernel for kernel in _ALL}
+FILES = tuple(dict.fromkeys(kernel.file for kernel in _ALL))
+
+
+def source(file: str) -> str:
+    """A ``.cu`` file as one string, its local includes in their places.
+
+    CuPy's cache of compiled kernels does not look into included files, hence none are left.
+    """
+    return _flatten(FOLDER / file, set())
+
+
+def _flatten(path: Path, seen: set[Path]) -> str:
+    if path in seen:
+        return ""
+    seen.add(path)
+    lines = [f'#line 1 "{path.name}"']
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        include = _INCLUDE.match(line)
+        if include:
+            lines.append(_flatten(path.parent / include[1], seen))
+            lines.append(f'#line {number + 1} "{path.name}"')
+        elif line.strip() != "#pragma once":
+            lines.append(line)
+        else:
+            lines.append("")
+    return "\n".join(lines)

@@ -1,0 +1,64 @@
+"""Model images; twin of ``numpy_backend.render``."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import cupy
+import numpy as np
+
+from gpuphot.models.psf import PSFModel
+
+from .launch import blocks, launch
+from .stamps import psf_stamps
+
+MAX_WORKSPACE = 1 << 28
+"""Bytes of the stamps that are made at once, and used up before the next ones are made."""
+
+_TILE = 16
+
+
+def render_psf_image(shape: tuple[int, int], psf: PSFModel, x: Any, y: Any, flux: Any) -> Any:
+    """Image of stars: the sum of their stamps, each times its flux."""
+    height, width = shape
+    n_rows, n_columns = psf.stamp_shape
+    image = cupy.zeros(shape)
+    x, y, flux, row, column = _sorted_stars(shape, psf, x, y, flux)
+    top = cupy.arange(blocks(height, _TILE), dtype=cupy.int32) * _TILE
+    first = cupy.searchsorted(row, top - n_rows, side="right")
+    last = cupy.searchsorted(row, top + _TILE, side="left")
+    # An eighth of what is free leaves room for whoever shares the device.
+    workspace = min(MAX_WORKSPACE, cupy.cuda.Device().mem_info[0] // 8)
+    step = max(1, workspace // (8 * math.prod(psf.stamp_shape)))
+    for begin in range(0, len(x), step):
+        end = min(begin + step, len(x))
+        launch(
+            "render_tiles",
+            blocks(height, _TILE) * blocks(width, _TILE),
+            (
+                psf_stamps(psf, x[begin:end], y[begin:end]), np.int32(n_rows), np.int32(n_columns),
+                row, column, flux, first, last, np.int64(begin), np.int64(end), np.int32(height),
+                np.int32(width), image,
+            ),
+        )  # fmt: skip
+    return image
+
+
+def _sorted_stars(
+    shape: tuple[int, int], psf: PSFModel, x: Any, y: Any, flux: Any
+) -> tuple[Any, ...]:
+    """Positions, fluxes and first pixels of stamps in the canonical order.
+
+    Stars that put no light into the image come last, in a row below the image.
+    """
+    height, width = shape
+    n_rows, n_columns = psf.stamp_shape
+    row, column = cupy.rint(y) - n_rows // 2, cupy.rint(x) - n_columns // 2
+    inside = (row > -n_rows) & (row < height) & (column > -n_columns) & (column < width)
+    seen = inside & cupy.isfinite(flux) & (flux != 0)
+    keys = (cupy.where(seen, flux, 0), cupy.where(seen, x, 0), cupy.where(seen, y, cupy.inf))
+    order = cupy.lexsort(cupy.stack(keys))
+    row = cupy.where(seen, row, height + _TILE)[order].astype(cupy.int32)
+    column = cupy.where(seen, column, 0)[order].astype(cupy.int32)
+    return x[order], y[order], flux[order], row, column
