@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import numpy as np
 import pytest
 
 import gpuphot
+from gpuphot.cupy_backend import probe
 
+from .hostcuda import standin
+from .hostcuda.conftest import REQUIRED
 from .scenes import make_scene
 
 FRESH_SEED = int(
@@ -21,27 +25,44 @@ SEEDS = (1, 2, 3, FRESH_SEED)
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--backend", default="numpy", choices=("numpy", "cupy"), help="backend under test"
+        "--backend",
+        choices=("numpy", "cupy"),
+        help="the only backend to test, cupy on a real GPU; without it, both are tested, the "
+        "kernels of cupy executed by the CPU",
     )
 
 
 def pytest_report_header(config):
-    return f"gpuphot backend under test: {config.getoption('--backend')}; fresh seed: {FRESH_SEED}"
+    tested = config.getoption("--backend") or "numpy, and cupy with its kernels on the CPU"
+    return f"gpuphot backend under test: {tested}; fresh seed: {FRESH_SEED}"
 
 
 def pytest_generate_tests(metafunc):
     if "seed" in metafunc.fixturenames:
         seeds = (FRESH_SEED,) if metafunc.definition.get_closest_marker("fresh_seed") else SEEDS
         metafunc.parametrize("seed", seeds)
+    marks = metafunc.definition.iter_markers("parametrize")
+    if "backend" in metafunc.fixturenames and not any(m.args[0] == "backend" for m in marks):
+        chosen = metafunc.config.getoption("--backend")
+        metafunc.parametrize("backend", [chosen] if chosen else ["numpy", "cupy"], indirect=True)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def backend(request):
-    """Name of the backend under test."""
-    return request.config.getoption("--backend")
+    """Name of the backend under test; CuPy's stand-in is in place for "cupy" without a GPU."""
+    if request.param == "numpy" or request.config.getoption("--backend"):
+        yield request.param
+        return
+    if shutil.which("g++") is None:
+        problem = "kernels run on the CPU only where there is g++"
+        (pytest.fail if REQUIRED else pytest.skip)(problem)
+    probe.find_gpu.cache_clear()
+    with standin.installed():
+        yield request.param
+    probe.find_gpu.cache_clear()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def ops(backend):
     """Primitives of the backend under test."""
     return gpuphot.resolve_backend(backend).primitives

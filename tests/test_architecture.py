@@ -52,10 +52,41 @@ def test_imports_go_one_way(path):
     if folder in ALLOWED:
         for name in names:
             assert not is_within(name, ["gpuphot"]) or is_within(name, ALLOWED[folder]), name
+    if folder == "numpy_backend":
+        assert not any(is_within(name, ["gpuphot.cupy_backend"]) for name in names)
     if folder != "cupy_backend":
         assert not any(is_within(name, ["cupy", "cupyx"]) for name in names)
     if not (path.stem.startswith("sep_") or path.stem == "detect"):
         assert not any(is_within(name, ["sep_x"]) for name in names)
+
+
+def test_backends_are_twins():
+    """Every primitive of NumPy has a CuPy twin: same file, same name, same arguments."""
+    numpy_folder, cupy_folder = PACKAGE / "numpy_backend", PACKAGE / "cupy_backend"
+    names = primitives_of(numpy_folder)
+    assert names == primitives_of(cupy_folder)
+    for file in sorted({path.name for path in numpy_folder.glob("*.py")}):
+        twins = functions_of(cupy_folder / file) if (cupy_folder / file).exists() else {}
+        for name, arguments in functions_of(numpy_folder / file).items():
+            if name in names and name != "device_of":
+                assert twins.get(name) == arguments, f"{file}: {name}"
+
+
+def primitives_of(folder):
+    (names,) = (
+        ast.literal_eval(node.value)
+        for node in ast.parse((folder / "primitives.py").read_text()).body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "__all__"
+    )
+    return set(names)
+
+
+def functions_of(path):
+    return {
+        node.name: [argument.arg for argument in node.args.args + node.args.kwonlyargs]
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef)
+    }
 
 
 def test_measure_holds_no_pixel_arithmetic():

@@ -91,25 +91,34 @@ def test_probe_says_what_is_wrong_in_one_sentence(machine):
         assert re.search(machine, gpu.problem)
 
 
-def test_default_is_numpy_whatever_the_machine(machine):
+@pytest.fixture
+def machine_without_gpu(machine):
+    if machine is None:
+        pytest.skip("this machine has a GPU")
+    return machine
+
+
+def test_without_a_gpu_numpy_computes(machine_without_gpu):
     assert gpuphot.resolve_backend().name == "numpy"
     assert len(gpuphot.measure_objects(TABLE, IMAGE)) == 1
 
 
-def test_forced_cupy_says_that_it_is_not_there_yet(machine):
-    with pytest.raises(gpuphot.BackendError, match=r"backend='cupy' .* no GPU kernels yet"):
-        gpuphot.measure_objects(TABLE, IMAGE, backend="cupy")
-    with pytest.raises(gpuphot.BackendError, match=machine or "Imaginary GPU is usable"):
+def test_without_a_gpu_a_forced_backend_says_why(machine_without_gpu):
+    with pytest.raises(gpuphot.BackendError, match=machine_without_gpu):
         gpuphot.resolve_backend("cupy")
+    with pytest.raises(gpuphot.BackendError, match=r"backend='cupy' was asked for, but no GPU"):
+        gpuphot.measure_objects(TABLE, IMAGE, backend="cupy")
 
 
-def test_device_array_asks_for_cupy(machine):
+def test_without_a_gpu_a_device_array_cannot_be_measured(machine_without_gpu):
     for arguments in ({"image": FakeArray()}, {"image": IMAGE, "err": FakeArray()}):
-        with pytest.raises(gpuphot.BackendError, match="input array lives on a GPU"):
+        with pytest.raises(gpuphot.BackendError, match="an input array lives on a GPU, but"):
             gpuphot.measure_objects(TABLE, **arguments)
 
 
-def test_environment_variable_chooses_and_an_argument_overrides_it(monkeypatch):
+def test_environment_variable_chooses_and_an_argument_overrides_it(
+    machine_without_gpu, monkeypatch
+):
     monkeypatch.setenv("GPUPHOT_BACKEND", "numpy")
     assert gpuphot.resolve_backend().name == "numpy"
     monkeypatch.setenv("GPUPHOT_BACKEND", "cupy")
@@ -118,6 +127,19 @@ def test_environment_variable_chooses_and_an_argument_overrides_it(monkeypatch):
     assert gpuphot.resolve_backend("numpy").name == "numpy"
     monkeypatch.setenv("GPUPHOT_BACKEND", "")
     assert gpuphot.resolve_backend().name == "numpy"
+
+
+@pytest.mark.parametrize("backend", ["cupy"], indirect=True)
+def test_with_a_gpu_cupy_computes_unless_told_otherwise(backend, monkeypatch):
+    monkeypatch.delenv("GPUPHOT_BACKEND", raising=False)
+    assert gpuphot.resolve_backend().name == "cupy"
+    assert gpuphot.resolve_backend("numpy").name == "numpy"
+    monkeypatch.setenv("GPUPHOT_BACKEND", "numpy")
+    assert gpuphot.resolve_backend().name == "numpy"
+    device_image = gpuphot.resolve_backend("cupy").primitives.to_device(IMAGE)
+    assert gpuphot.resolve_backend(None, device_image).name == "cupy"
+    with pytest.raises(TypeError, match="lives on a GPU: hand over NumPy arrays"):
+        gpuphot.resolve_backend("numpy", device_image)
 
 
 @pytest.mark.parametrize("name", ["cuda", "NumPy", "", 3, True])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -67,6 +68,13 @@ def assert_one_line_error(capsys, *words):
     assert captured.err.count("\n") == 1
     for word in words:
         assert word in captured.err
+
+
+def failing(message):
+    def fail():
+        raise RuntimeError(message)
+
+    return fail
 
 
 def hide_module(monkeypatch, *names):
@@ -543,7 +551,7 @@ def test_info_shows_versions_and_that_sep_and_cupy_may_be_missing(capsys, monkey
     assert shown["gpuphot"] == __version__
     assert (shown["numpy"], shown["scipy"], shown["astropy"]) == ("2.1", "1.14", "7.0")
     assert shown["sep-x"] == shown["cupy"] == "not installed"
-    assert shown["GPU"].startswith("CuPy is not installed")
+    assert shown["cupy backend"].startswith("not usable. CuPy is not installed: pip install")
 
 
 def test_info_finds_the_cupy_wheel_of_a_cuda_version(capsys, monkeypatch):
@@ -560,23 +568,24 @@ def test_info_finds_the_cupy_wheel_of_a_cuda_version(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("gpu", "shown"),
     [
-        (probe.Gpu("NVIDIA H200", None), "NVIDIA H200, usable by CuPy"),
-        (probe.Gpu(None, "The NVIDIA driver finds no GPU."), "The NVIDIA driver finds no GPU."),
+        (probe.Gpu("NVIDIA H200", None), "usable, on NVIDIA H200"),
+        (
+            probe.Gpu(None, "The NVIDIA driver finds no GPU."),
+            "not usable. The NVIDIA driver finds no GPU.",
+        ),
     ],
 )
 def test_info_shows_what_the_probe_found(capsys, monkeypatch, gpu, shown):
     monkeypatch.setattr(probe, "find_gpu", lambda: gpu)
     assert run("info") == 0
-    assert info_rows(capsys)["GPU"] == shown
+    assert info_rows(capsys)["cupy backend"] == shown
 
 
 def test_info_survives_a_probe_that_fails(capsys, monkeypatch):
-    def fail():
-        raise RuntimeError("the driver\nis broken")
-
-    monkeypatch.setattr(probe, "find_gpu", fail)
+    monkeypatch.setattr(probe, "find_gpu", failing("the driver\nis broken"))
     assert run("info") == 0
-    assert info_rows(capsys)["GPU"] == "cannot be probed: the driver is broken"
+    shown = info_rows(capsys)["cupy backend"]
+    assert shown == "not usable. It cannot be probed: the driver is broken"
 
 
 @pytest.mark.parametrize(
@@ -592,4 +601,61 @@ def test_info_shows_the_backend_that_the_environment_asks_for(
     rows = info_rows(capsys)
     assert rows["GPUPHOT_BACKEND"] == shown
     assert rows["in use"].startswith(in_use)
-    assert rows["backends"].startswith("numpy: usable")
+    assert rows["numpy backend"].startswith("usable")
+
+
+# gpuphot info --compile
+
+
+@pytest.fixture
+def compile_module(monkeypatch):
+    """The module that compiles, on a machine that says that it has a GPU; its kernels vary."""
+    monkeypatch.setattr(probe, "find_gpu", lambda: probe.Gpu("NVIDIA H200", None))
+    module = ModuleType("gpuphot.cupy_backend.compile")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return module
+
+
+def compiled(local_bytes=0):
+    return SimpleNamespace(
+        name="aperture_sums", file="aperture.cu", registers=56, max_registers=96,
+        local_bytes=local_bytes, shared_bytes=32, seconds=1.25,
+    )  # fmt: skip
+
+
+def test_compile_shows_what_each_kernel_uses_and_the_time_of_each_file(capsys, compile_module):
+    compile_module.compile_kernels = lambda: [compiled(), compiled()]
+    assert run("info", "--compile") == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["2", "kernels", "for", "NVIDIA", "H200"]
+    assert lines.count(["aperture_sums", "56", "0", "32"]) == 2
+    assert lines.count(["aperture.cu", "1.250"]) == 1
+
+
+def test_compile_fails_if_a_kernel_uses_local_memory(capsys, compile_module):
+    compile_module.compile_kernels = lambda: [compiled(local_bytes=40)]
+    assert run("info", "--compile") == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "local memory" in error
+    assert "aperture_sums" in error
+
+
+def test_compile_without_a_gpu_says_what_is_missing(capsys, monkeypatch):
+    problem = "No usable NVIDIA driver: cudaErrorInsufficientDriver."
+    monkeypatch.setattr(probe, "find_gpu", lambda: probe.Gpu(None, problem))
+    assert run("info", "--compile") == 1
+    assert_one_line_error(capsys, problem)
+
+
+def test_compile_without_cupy_says_what_to_install(capsys, monkeypatch):
+    hide_module(monkeypatch, "cupy")
+    monkeypatch.setattr(probe, "find_gpu", probe.find_gpu.__wrapped__)  # Without its cache
+    assert run("info", "--compile") == 1
+    assert_one_line_error(capsys, "CuPy is not installed", "pip install")
+
+
+def test_kernels_that_do_not_compile_are_one_line(capsys, compile_module):
+    compile_module.compile_kernels = failing("aperture.cu(1): error\n1 error detected")
+    assert run("info", "--compile") == 1
+    assert_one_line_error(capsys, "do not compile: aperture.cu(1): error 1 error detected")

@@ -252,14 +252,14 @@ def test_filters(measure, rng_image):
     assert len(measure(table, rng_image, err=3.0, sn=0)) == 40
 
 
-def test_meta_records_how_the_table_was_made(measure, table, tmp_path):
+def test_meta_records_how_the_table_was_made(measure, backend, table, tmp_path):
     table.meta["observer"] = "me"
     result = measure(
         table, bkgann=np.array([5, 9]), fwhm=lambda x, y: 2.0, gain=np.inf, aper=np.longdouble(2)
     )
     record = json.loads(result.meta["gpuphot"])
     assert record["version"] == gpuphot.__version__
-    assert record["backend"] == "numpy"
+    assert record["backend"] == gpuphot.resolve_backend(backend).name
     assert record["device"]
     assert record["parameters"]["aper"] == 4
     assert record["parameters"]["bkgann"] == [10, 18]

@@ -1,0 +1,170 @@
+"""The GPU benchmark and ``gpuphot info --compile`` run; what they print here is no measurement."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from bench import gpu, static
+from bench.traffic import WORK, Case, disk_pixels, padded, rim_pixels, ring_pixels
+from gpuphot import cli
+from gpuphot.cupy_backend import probe
+from gpuphot.cupy_backend.kernels.registry import FILES, KERNELS
+
+from . import nvrtc, standin
+
+TINY = [
+    "--repeats=1", "--numpy-repeats=1", "--side=128", "--sources=4", "--whole-side=128",
+    "--whole-sources=5", "--crossover-sides=96", "--counts", "2", "4", "--copy-bytes=4096",
+    "--rounds=1", "--launches=1",
+]  # fmt: skip
+
+
+class Event:
+    """A mark on the host's clock: the stand-in has no other."""
+
+    def record(self):
+        self.time = time.perf_counter()
+
+    def synchronize(self):
+        pass
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """A stand-in for CuPy with a clock."""
+    if shutil.which("g++") is None:
+        pytest.skip("kernels run on the CPU only where there is g++")
+    probe.find_gpu.cache_clear()
+    with standin.installed() as cupy:
+        elapsed = lambda start, stop: 1000 * (stop.time - start.time) + 1e-6  # noqa: E731
+        monkeypatch.setattr(cupy.cuda, "Event", Event)
+        monkeypatch.setattr(cupy.cuda, "get_elapsed_time", elapsed, raising=False)
+        monkeypatch.setattr(sys.modules["cupyx"], "empty_pinned", np.empty, raising=False)
+        yield
+    probe.find_gpu.cache_clear()
+
+
+def run_benchmark(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["bench/gpu.py", *TINY, *map(str, arguments)])
+    gpu.main()
+
+
+def test_benchmark_of_a_gpu_runs(stand_in, monkeypatch, tmp_path, capsys):
+    run_benchmark(monkeypatch, "--json", tmp_path / "gpu.json")
+    printed = capsys.readouterr().out
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    launched = {row["row"]: set(row["by_kernel_s"]) for row in report["kernels"]}
+    assert launched == {row.key: set(row.kernels) for row in gpu.ROWS}
+    assert set().union(*launched.values()) == set(KERNELS)
+    assert {row["arrays"] for row in report["whole"]} == {"device", "host"}
+    assert len(report["crossover"]) == 4
+    assert report["gpu"]["name"] == "stand-in for a GPU"
+    assert all(row.title in printed for row in (*gpu.ROWS, *gpu.WHOLE_ROWS))
+
+
+def test_benchmark_times_nothing_if_the_backends_disagree(stand_in, monkeypatch):
+    name_length = lambda on: {"n": on.ops.xp.ones(1) * len(on.ops.__name__)}  # noqa: E731
+    row = gpu.Row("x", "x", ["aperture_sums"], name_length)
+    monkeypatch.setattr(gpu, "ROWS", (row,))
+    with pytest.raises(SystemExit, match="x: the backends disagree, nothing more is timed"):
+        run_benchmark(monkeypatch, "--parts", "kernels")
+
+
+def test_benchmark_without_a_gpu_ends_with_a_sentence(monkeypatch):
+    monkeypatch.setattr(probe, "find_gpu", lambda: probe.Gpu(None, "There is no GPU."))
+    with pytest.raises(SystemExit, match=r"There is no GPU\."):
+        run_benchmark(monkeypatch)
+
+
+def test_info_compiles_all_kernels(stand_in, capsys):
+    assert cli.main(["info", "--compile"]) == 0
+    words = capsys.readouterr().out.split()
+    assert words[:2] == [str(len(KERNELS)), "kernels"]
+    assert all(name in words for name in (*KERNELS, *FILES))
+
+
+@pytest.mark.parametrize(
+    ("times", "least"),
+    [
+        ([(10, 2, 1), (20, 1, 2), (30, 1, 3)], 20),
+        ([(10, 1, 2), (20, 2, 1), (30, 1, 3)], 30),
+        ([(10, 1, 2), (20, 1, 3)], 10),
+        ([(10, 1, 2), (20, 3, 3)], None),
+    ],
+)
+def test_crossover_is_where_the_gpu_begins_to_win_for_good(times, least):
+    rows = [
+        {"sources": n, "cupy_wall_s": {"median": cupy}, "numpy_wall_s": {"median": numpy}}
+        for n, cupy, numpy in times
+    ]
+    assert gpu.crossover(rows) == least
+
+
+# What is counted by hand
+
+
+def test_every_kernel_is_counted():
+    assert set(KERNELS) <= set(WORK)
+
+
+@pytest.mark.parametrize("r", [1.3, 5.0])
+def test_counts_of_pixels_are_right_on_average(r):
+    rng = np.random.default_rng(1)
+    pixel = np.arange(-8, 9)
+    touched = crossed = centred = 0
+    for x, y in rng.uniform(-0.5, 0.5, (2000, 2)):
+        dx, dy = np.abs(pixel - x), np.abs(pixel - y)[:, None]
+        near = np.hypot(np.maximum(dx - 0.5, 0), np.maximum(dy - 0.5, 0)) < r
+        inside = np.hypot(dx + 0.5, dy + 0.5) <= r
+        touched, crossed = touched + near.sum(), crossed + (near & ~inside).sum()
+        centred += (np.hypot(dx, dy) < r).sum()
+    assert touched / 2000 == pytest.approx(disk_pixels(r), rel=0.01)
+    assert crossed / 2000 == pytest.approx(rim_pixels(r), rel=0.03)
+    assert centred / 2000 == pytest.approx(ring_pixels((0, r)), rel=0.01)
+
+
+def test_least_bytes_count_shared_pixels_once():
+    case = Case(n_sources=200, side=64)
+    work = WORK["com_centroid"](case)
+    rng = np.random.default_rng(1)
+    image = np.zeros((64, 64), bool)
+    for row, column in rng.integers(0, 64, (200, 2)):
+        box = np.arange(5)
+        image[np.ix_((row + box) % 64, (column + box) % 64)] = True
+    expected = image.sum() * work.bytes_per_pixel + 200 * work.own_bytes
+    assert work.least_bytes(case) == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize(("n", "expected"), [(1, 1), (2.9, 2), (64, 64), (65.5, 128)])
+def test_samples_are_padded_to_a_power_of_two(n, expected):
+    assert padded(n) == expected
+
+
+@pytest.mark.parametrize(
+    ("registers", "shared", "block", "expected"),
+    [
+        (32, 0, 128, 1.0),
+        (64, 0, 256, 0.5),
+        (255, 0, 128, 0.125),
+        (33, 0, 256, 0.75),  # 40 registers are handed out
+        (32, 0, 32, 0.5),  # 32 blocks are all there may be
+        (32, 46 * 1024, 128, 0.25),
+        (32, 47 * 1024, 128, 0.25),  # with what is reserved
+        (32, 57 * 1024, 128, 0.1875),
+    ],
+)
+def test_occupancy_is_that_of_nvidias_calculator(registers, shared, block, expected):
+    assert static.occupancy(registers, shared, block) == expected
+
+
+def test_static_report_has_every_kernel():
+    if not nvrtc.installed():
+        pytest.skip("NVRTC is not installed")
+    report = static.report(Case())
+    assert all(f"| {name} " in report for name in KERNELS)

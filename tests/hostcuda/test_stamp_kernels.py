@@ -1,0 +1,97 @@
+"""The kernels of stamps and model images, in any order of threads and under every tool."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import gpuphot
+from gpuphot.cupy_backend import probe
+from gpuphot.numpy_backend.render import render_psf_image
+from gpuphot.numpy_backend.stamps import psf_stamps
+
+from ..psfs import awkward_positions, make_psf, model_of
+from . import standin
+from .sanitized import run_sanitized
+
+SHAPE = 40, 56
+MODELS = {
+    "block sums": (24, 20, 0.5, 2),
+    "interpolated": (15, 17, 0.9, 1),
+    "in tiles": (101, 60, 0.1, 1),
+    "Gaussian": None,
+}
+
+
+def model(name):
+    return model_of(2.1 if MODELS[name] is None else make_psf(*MODELS[name]))
+
+
+def stars(n=50):
+    rng = np.random.default_rng(1)
+    x, y = awkward_positions(rng, n, SHAPE[0] + 20, SHAPE[1] + 20)
+    x[0], y[1] = np.nan, np.inf
+    return x - 10, y - 10, rng.normal(100, 80, len(x))
+
+
+def run(name, variant, schedule=None, n=50):
+    """Stamps and the image of n stars, from the stand-in; what races is an error."""
+    probe.find_gpu.cache_clear()
+    with standin.installed():
+        standin.machine.variant = variant
+        standin.machine.schedule = schedule or {}
+        ops = gpuphot.resolve_backend("cupy").primitives
+        x, y, flux = (ops.to_device(values) for values in stars(n))
+        stamps = ops.to_host(ops.psf_stamps(model(name), x, y))
+        image = ops.to_host(ops.render_psf_image(SHAPE, model(name), x, y, flux))
+        assert variant != "race" or standin.races() == []
+    probe.find_gpu.cache_clear()
+    return stamps, image
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("variant", ["plain", "contracted"])
+@pytest.mark.parametrize(
+    "schedule",
+    [{"order": "forward"}, {"order": "reverse"}, *({"order": "random", "seed": s} for s in (1, 2))],
+    ids=str,
+)
+def test_any_order_of_threads_gives_the_same_bits(name, variant, schedule):
+    reference, reference_image = run(name, variant)
+    stamps, image = run(name, variant, schedule)
+    np.testing.assert_array_equal(stamps, reference)
+    np.testing.assert_array_equal(image, reference_image)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("variant", ["plain", "contracted"])
+def test_kernels_agree_with_numpy(name, variant):
+    x, y, flux = stars()
+    expected, expected_image = (
+        psf_stamps(model(name), x, y),
+        render_psf_image(SHAPE, model(name), x, y, flux),
+    )
+    stamps, image = run(name, variant)
+    np.testing.assert_allclose(stamps, expected, rtol=0, atol=1e-13 * np.nanmax(expected))
+    np.testing.assert_allclose(
+        image, expected_image, rtol=0, atol=1e-13 * np.abs(expected_image).max()
+    )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_kernels_have_no_races(name):
+    run(name, "race", {"order": "random", "seed": 1}, n=12)
+
+
+@pytest.mark.parametrize(("variant", "order"), [("plain", "reverse"), ("race", "random")])
+def test_crowded_tiles_list_their_stars_in_several_rounds(variant, order):
+    _, image = run("Gaussian", variant, {"order": order}, n=1500)
+    expected = render_psf_image(SHAPE, model("Gaussian"), *stars(1500))
+    np.testing.assert_allclose(image, expected, rtol=0, atol=1e-13 * np.abs(expected).max())
+
+
+def test_kernels_pass_the_sanitizers():
+    calls = [(name, "sanitized", {}, 12) for name in MODELS]
+    for call, outcome in zip(calls, run_sanitized(__name__, "run", calls), strict=True):
+        assert outcome.passed, (call[0], outcome.report)
+        assert outcome.report == ""

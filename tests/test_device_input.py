@@ -1,0 +1,96 @@
+"""Arrays that live on a GPU are measured where they live; few steps wait for the device."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from astropy.table import Table
+
+import gpuphot
+
+from .hostcuda import standin
+
+pytestmark = pytest.mark.parametrize("backend", ["cupy"], indirect=True)
+
+OPTIONS = {
+    "apertures": {"bg": 100.0, "err": 3.0},
+    "estimated": {"gain": 2.0},
+    "centroids": {"bg": 100.0, "err": 3.0, "centroid_iter": 3},
+    "mode": {"bg": 100.0, "err": 3.0, "bkgann": (6.0, 10.0)},
+    "plane": {"bg": 100.0, "err": 3.0, "bkgann": (6.0, 10.0), "bkg_order": 1},
+    "filtered": {"bg": 100.0, "err": 3.0, "sn": 3, "keep_negative": False},
+}
+
+
+@pytest.mark.parametrize("fresh", ["image", "mask", "bg", "err", "all"])
+@pytest.mark.fresh_seed
+def test_device_arrays_give_what_host_arrays_give(scene, ops, backend, fresh, rng):
+    planes = {
+        "image": scene.image,
+        "mask": scene.mask,
+        "bg": rng.normal(10, 1, scene.image.shape),
+        "err": rng.uniform(1, 2, scene.image.shape),
+    }
+    expected = gpuphot.measure_objects(scene.table, backend=backend, bkgann=(5, 9), **planes)
+    for name in planes if fresh == "all" else [fresh]:
+        planes[name] = ops.to_device(planes[name])
+    result = gpuphot.measure_objects(scene.table, bkgann=(5, 9), backend=backend, **planes)
+    for name in expected.colnames:
+        np.testing.assert_array_equal(result[name], expected[name])
+
+
+@pytest.mark.parametrize("dtype", [">i2", "<u2", ">f4", "f8", "?"])
+def test_images_of_any_dtype_on_host_and_device(ops, backend, dtype):
+    image = np.random.default_rng(0).normal(100, 30, (60, 70)).astype(dtype)
+    table = {"x": [20.0, 40.0], "y": [30.0, 21.5]}
+    table = Table(table)
+    options = {"bg": 0.0, "err": 1.0, "backend": backend}
+    expected = gpuphot.measure_objects(table, image.astype(float), **options)
+    for version in (image, ops.to_device(image)):
+        result = gpuphot.measure_objects(table, version, **options)
+        np.testing.assert_array_equal(result["flux"], expected["flux"])
+
+
+@pytest.mark.fresh_seed
+def test_device_arrays_are_not_modified(scene, ops, backend):
+    image, err = ops.to_device(scene.image), ops.to_device(np.ones(scene.image.shape))
+    _, _, noise = gpuphot.measure_objects(scene.table, image, err=err, bg=1.0, get_bg=True)
+    assert noise is err
+    np.testing.assert_array_equal(ops.to_host(image), scene.image)
+    np.testing.assert_array_equal(ops.to_host(err), 1)
+
+
+@pytest.mark.parametrize("case", OPTIONS)
+@pytest.mark.fresh_seed
+def test_the_host_visits_the_device_twice_and_once_for_the_mesh(scene, ops, backend, case):
+    if not standin.is_installed():
+        pytest.skip("visits are counted by the stand-in")
+    image = ops.to_device(scene.image)
+    gpuphot.measure_objects(scene.table, image, **OPTIONS[case])
+    standin.counters.reset()
+    gpuphot.measure_objects(scene.table, image, **OPTIONS[case])
+    assert standin.counters.device_to_host == 2 + (case == "estimated")
+    assert standin.counters.synchronisations == 0
+
+
+@pytest.mark.fresh_seed
+def test_work_runs_on_the_stream_of_the_caller(scene, backend):
+    import cupy
+
+    expected = gpuphot.measure_objects(scene.table, scene.image, backend=backend, bkgann=(5, 9))
+    with cupy.cuda.Stream(non_blocking=True):
+        result = gpuphot.measure_objects(scene.table, scene.image, backend=backend, bkgann=(5, 9))
+    np.testing.assert_array_equal(result["flux"], expected["flux"])
+
+
+@pytest.mark.fresh_seed
+def test_work_runs_on_the_device_of_the_image(scene, ops, backend):
+    import cupy
+
+    if cupy.cuda.runtime.getDeviceCount() < 2:
+        pytest.skip("there is one device only")
+    expected = gpuphot.measure_objects(scene.table, scene.image, backend=backend, gain=1.0)
+    with cupy.cuda.Device(1):
+        image = ops.to_device(scene.image)
+    result = gpuphot.measure_objects(scene.table, image, gain=1.0)
+    np.testing.assert_array_equal(result["flux"], expected["flux"])
