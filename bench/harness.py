@@ -122,7 +122,7 @@ def peak_memory_of_gpuphot(
     return json.loads(done.stdout)
 
 
-def circumstances(backend: str) -> dict[str, Any]:
+def circumstances(backend: str, packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
     """Machine, versions and settings: what a figure means nothing without."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -136,7 +136,7 @@ def circumstances(backend: str) -> dict[str, Any]:
         },
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in PACKAGES},
+            **{name: version(name) for name in packages},
             "gpuphot": gpuphot.__version__,
             "commit": _commit(),
         },

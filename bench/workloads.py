@@ -63,8 +63,12 @@ class Workload:
 
 
 def build(name: str) -> Workload:
-    """Make the workload of that name; never needs much more memory than its three planes."""
-    side, n_stars = SIZES[name]
+    """Make the workload of that name."""
+    return make(name, *SIZES[name])
+
+
+def make(name: str, side: int, n_stars: int) -> Workload:
+    """Make a workload of any size; never needs much more memory than its three planes."""
     rng = np.random.default_rng([SEED, side])
     x, y = rng.uniform(MARGIN, side - 1 - MARGIN, (2, n_stars))
     image = np.zeros((side, side))

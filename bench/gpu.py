@@ -1,0 +1,679 @@
+"""Benchmark of the kernels and of whole calls on a GPU: `python -m bench.gpu --help`.
+
+Agreement with the NumPy backend first, then what the card itself can do, then times: kernels,
+transfers and host apart. See README.md for what the figures mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from astropy.table import Table
+from numpy.typing import NDArray
+
+import gpuphot
+from gpuphot.cupy_backend import probe
+from gpuphot.measure.inputs import make_positions
+from gpuphot.models.background import SplineSurface, spline_surface
+from gpuphot.models.frame import Frame, Positions
+from gpuphot.models.psf import PSFModel
+
+from . import harness
+from .traffic import WORK, Case
+from .workloads import BRIGHTEST, FWHM, SIZES, Workload, make
+
+PACKAGES = ("numpy", "scipy", "astropy")
+AGREEMENT = 1e-9
+AGREEMENT_SOURCES = 2000
+GAIN = 2.0
+PARTS = ("kernels", "whole", "crossover")
+COUNTS = (10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
+
+
+# --------------------------------------------------------------------------------- primitives
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the primitives of one backend work on, on its device."""
+
+    ops: Any
+    image: Any
+    data: Any
+    bad: Any
+    level: SplineSurface
+    rms: SplineSurface
+    frame: Frame
+    pos: Positions
+    psf: PSFModel
+    case: Case
+
+    @property
+    def cell(self) -> tuple[int, int]:
+        return self.case.cell, self.case.cell
+
+
+def prepare(backend: str, workload: Workload, sources: NDArray[np.intp], case: Case) -> Prepared:
+    """Estimate and subtract the background of a workload, all with one backend."""
+    ops = gpuphot.resolve_backend(backend).primitives
+    image = ops.to_device(workload.image)
+    data, bad = ops.load_image(image, None)
+    cells = ops.mesh_statistics(data, bad, (case.cell, case.cell))
+    level, rms = (spline_surface(ops.to_host(each), (case.cell, case.cell)) for each in cells)
+    frame = ops.subtract_background(data.copy(), bad.copy(), level, None, rms, GAIN)
+    pos = _positions(ops, workload, sources)
+    return Prepared(ops, image, data, bad, level, rms, frame, pos, psfex_model(case), case)
+
+
+def _positions(ops: Any, workload: Workload, sources: NDArray[np.intp]) -> Positions:
+    x, y = (ops.to_device(np.asarray(workload.table[name])[sources]) for name in ("x", "y"))
+    return make_positions(x, y, ops.xp.ones(len(sources), ops.xp.bool_), ops.xp)
+
+
+Results = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A way to call primitives.
+
+    Attributes
+    ----------
+    key, title : str
+    kernels : sequence of str
+        That it launches; one that is launched twice is named twice.
+    run : callable
+        Takes what `setup` made; returns its results by name.
+    reach : float, optional
+        Milliseconds to reach on an H200 with the default sizes.
+    setup : callable, optional
+        Makes what the call overwrites, not timed.
+    share : float
+        Of the sources that are measured: slow rows do not need all.
+    """
+
+    key: str
+    title: str
+    kernels: Sequence[str]
+    run: Callable[[Prepared], Results]
+    reach: float | None = None
+    setup: Callable[[Prepared], Prepared] = field(default=lambda prepared: prepared)
+    share: float = 1.0
+
+
+def _load(on: Prepared) -> Results:
+    return dict(zip(("data", "bad"), on.ops.load_image(on.image, None), strict=True))
+
+
+def _background(on: Prepared) -> Results:
+    """What an estimated background takes: statistics, splines on the host, two maps."""
+    cells = on.ops.mesh_statistics(on.data, on.bad, on.cell)
+    surfaces = (spline_surface(on.ops.to_host(each), on.cell) for each in cells)
+    level, rms = (on.ops.evaluate_surface(surface, on.data.shape) for surface in surfaces)
+    return {"level": level, "rms": rms}
+
+
+def _large_mesh(on: Prepared) -> Results:
+    cell = on.case.large_cell, on.case.large_cell
+    return dict(zip(("level", "rms"), on.ops.mesh_statistics(on.data, on.bad, cell), strict=True))
+
+
+def _copied(on: Prepared) -> Prepared:
+    return dataclasses.replace(on, data=on.data.copy(), bad=on.bad.copy())
+
+
+def _subtract(on: Prepared) -> Results:
+    frame = on.ops.subtract_background(on.data, on.bad, on.level, None, on.rms, GAIN)
+    return {"data": frame.data, "bad": frame.bad, "err": frame.err, "bkg_rms": frame.bkg_rms}
+
+
+def _apertures(on: Prepared) -> Results:
+    sums = on.ops.aperture_sums(on.frame, on.pos, np.array([on.case.radius]))
+    return {name: getattr(sums, name) for name in ("flux", "var", "area", "bkg_var", "masked")}
+
+
+def _centroids(on: Prepared) -> Results:
+    x, y = on.ops.com_centroid(on.frame, on.pos, on.case.half_size, on.case.n_iter)
+    return {"x": x, "y": y}
+
+
+def _mode(on: Prepared, wide: bool = False) -> Results:
+    annulus = on.case.wide_annulus if wide else on.case.annulus
+    return {"level": on.ops.annulus_mode(on.frame, on.pos, *annulus)}
+
+
+def _polynomial(on: Prepared, order: int) -> Results:
+    return {"level": on.ops.annulus_polynomial(on.frame, on.pos, *on.case.annulus, order)}
+
+
+def _stamps(on: Prepared) -> Results:
+    return {"stamps": on.ops.psf_stamps(PSFModel.gaussian(on.case.fwhm), on.pos.x, on.pos.y)}
+
+
+def _render(on: Prepared) -> Results:
+    flux = on.ops.xp.full(len(on.pos), BRIGHTEST)
+    shape = on.data.shape
+    return {"image": on.ops.render_psf_image(shape, on.psf, on.pos.x, on.pos.y, flux)}
+
+
+ROWS = (
+    Row("load", "bad pixels", ["mark_bad_pixels"], _load),
+    Row(
+        "mesh", "background mesh, two maps",
+        ["mesh_statistics", "evaluate_surface", "evaluate_surface"], _background, reach=2,
+    ),
+    Row("large_mesh", "mesh of large cells", ["mesh_statistics_streaming"], _large_mesh),
+    Row(
+        "subtract", "subtraction, noise maps", ["subtract_background"], _subtract, setup=_copied
+    ),
+    Row("apertures", "apertures", ["aperture_sums"], _apertures, reach=2),
+    Row("com", "COM centroids", ["com_centroid"], _centroids),
+    Row("annulus0", "clipped annuli, mode", ["annulus_mode"], _mode, reach=15),
+    Row(
+        "wide", "wide annuli, mode", ["annulus_mode_streaming"], partial(_mode, wide=True),
+        share=0.01,
+    ),
+    Row("annulus1", "annuli, plane", ["annulus_plane"], partial(_polynomial, order=1)),
+    Row("annulus2", "annuli, quadratic", ["annulus_quadratic"], partial(_polynomial, order=2)),
+    Row("gaussian", "Gaussian stamps", ["gaussian_stamps"], _stamps),
+    Row("render", "model image, PSFEx stamps", ["psf_stamps", "render_tiles"], _render, reach=10),
+)  # fmt: skip
+
+
+def psfex_model(case: Case) -> PSFModel:
+    """A model like PSFEx's: planes that are combined by a polynomial in the position."""
+    n_planes = (case.psf_degree + 1) * (case.psf_degree + 2) // 2
+    axis = np.arange(case.stamp) - case.stamp // 2
+    r2 = axis**2 + axis[:, None] ** 2
+    planes = np.random.default_rng(2).normal(0, 1e-3, (n_planes, case.stamp, case.stamp))
+    planes *= np.exp(-r2 / 8)
+    planes[0] += np.exp(-r2 / 4)
+    half = case.side / 2
+    polynomial = {"degree": case.psf_degree, "x0": half, "y0": half, "sx": half, "sy": half}
+    return PSFModel.from_psfex_dict({"data": planes, "sampling": 1.0, **polynomial})
+
+
+def _some_sources(n: int, share: float) -> NDArray[np.intp]:
+    """Part of the sources; they are in random order."""
+    return np.arange(max(1, round(share * n)))
+
+
+def measure_kernels(
+    workload: Workload, case: Case, ceilings: dict[str, float], arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Check and time the primitives."""
+    _progress("primitives on both backends")
+    checked = workload.sample(AGREEMENT_SOURCES)
+    on_gpu = prepare("cupy", workload, np.arange(len(workload.table)), case)
+    on_sample = _with_sources(on_gpu, workload, checked)
+    on_cpu = prepare("numpy", workload, checked, case)
+    results = []
+    for row in ROWS:
+        _progress(row.title)
+        difference = _check(row, on_sample, on_cpu)
+        n = len(on_gpu.pos)
+        part = on_gpu
+        if row.share < 1:
+            part = _with_sources(on_gpu, workload, _some_sources(n, row.share))
+        results.append(_time_row(row, part, ceilings, arguments))
+        results[-1]["largest_difference"] = difference
+    return results
+
+
+def _with_sources(on: Prepared, workload: Workload, sources: NDArray[np.intp]) -> Prepared:
+    pos = _positions(on.ops, workload, sources)
+    return dataclasses.replace(
+        on, pos=pos, case=dataclasses.replace(on.case, n_sources=len(sources))
+    )
+
+
+def _check(row: Row, ours: Prepared, theirs: Prepared) -> float:
+    """Largest difference of the two backends in units of the value, or of the noise if larger."""
+    noise = float(np.median(theirs.ops.to_host(theirs.frame.err)))
+    of_cpu = row.run(row.setup(theirs))
+    largest = 0.0
+    for name, values in row.run(row.setup(ours)).items():
+        got, expected = ours.ops.to_host(values), np.asarray(of_cpu[name])
+        if got.dtype.kind in "bui":
+            difference = float(np.count_nonzero(got != expected))
+        else:
+            difference = _relative_difference(got, expected, noise)
+        if not difference <= AGREEMENT:
+            raise SystemExit(
+                f"{row.title}: the backends disagree, nothing more is timed: {name} by "
+                f"{difference:.2g}; {AGREEMENT} is allowed"
+            )
+        largest = max(largest, difference)
+    return largest
+
+
+def _relative_difference(got: NDArray, expected: NDArray, least: float) -> float:
+    if not np.array_equal(np.isnan(got), np.isnan(expected)):
+        return np.inf
+    relative = np.abs(got - expected) / np.maximum(np.abs(expected), least)
+    return float(np.nanmax(relative, initial=0))
+
+
+def _time_row(
+    row: Row, on: Prepared, ceilings: dict[str, float], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    from . import device  # Needs CuPy
+
+    flush = device.Flush(arguments.copy_bytes)
+    kernels, host, wall = [], [], []
+    with device.kernel_clock() as clock:
+        for _ in range(arguments.repeats):
+            ready = row.setup(on)
+            device.synchronize()
+            clock.read()
+            flush()
+            row.run(ready)
+            kernels.append(clock.read())
+    for _ in range(arguments.repeats):
+        seconds = device.host_and_wall_seconds(partial(row.run, row.setup(on)))
+        host.append(seconds[0])
+        wall.append(seconds[1])
+    work = [WORK[name](on.case) for name in row.kernels]
+    n_bytes = sum(each.least_bytes(on.case) for each in work)
+    operations = sum(each.operations * each.n_units(on.case) for each in work)
+    floors = {
+        "bytes": n_bytes / ceilings["copy_bytes_per_s"],
+        "operations": operations / ceilings["operations_per_s"],
+    }
+    kernel_s = spread([sum(each.values()) for each in kernels])
+    return {
+        "row": row.key,
+        "title": row.title,
+        "sources": len(on.pos),
+        "side": on.case.side,
+        "kernel_s": kernel_s,
+        "by_kernel_s": {
+            name: spread([each[name] for each in kernels]) for name in sorted(kernels[0])
+        },
+        "host_s": spread(host),
+        "wall_s": spread(wall),
+        "bytes": n_bytes,
+        "operations": operations,
+        "floor_s": floors,
+        "fraction_of_floor": max(floors.values()) / kernel_s["median"],
+        "reach_s": None if row.reach is None else row.reach / 1000,
+    }
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and range."""
+    return {"median": median(values), "min": min(values), "max": max(values)}
+
+
+# -------------------------------------------------------------------------------- whole calls
+
+
+@dataclass(frozen=True)
+class WholeRow:
+    """A way to call `measure_objects`; `reach` in milliseconds, at XL with the image resident."""
+
+    key: str
+    title: str
+    options: dict[str, Any]
+    maps_given: bool = True
+    reach: float | None = None
+
+
+WHOLE_ROWS = (
+    WholeRow("aperture", "aperture", {"aper": 1}, reach=60),
+    WholeRow("estimated", "aperture, background and noise estimated", {"aper": 1}, False),
+    WholeRow("annulus0", "aperture + annulus, order 0", {"aper": 1, "bkgann": [5, 7]}),
+    WholeRow("com", "COM centroid, 3 iterations", {"aper": 1, "centroid_iter": 3}),
+)
+
+
+def _planes(workload: Workload) -> dict[str, NDArray]:
+    """Image, background and noise as surveys store them: in single precision."""
+    return {name: getattr(workload, name).astype(np.float32) for name in ("image", "bg", "err")}
+
+
+def _call(table: Table, planes: dict[str, Any], row: WholeRow, backend: str) -> Callable[[], Table]:
+    maps = {name: planes[name] for name in ("bg", "err")} if row.maps_given else {}
+    return partial(
+        gpuphot.measure_objects,
+        table, planes["image"], fwhm=FWHM, backend=backend, **maps, **row.options,
+    )  # fmt: skip
+
+
+def measure_whole_calls(workload: Workload, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Check and time calls from host arrays and from arrays on the device."""
+    host = _planes(workload)
+    resident = _on_device(host)
+    sample = workload.table[workload.sample(AGREEMENT_SOURCES)]
+    results = []
+    for row in WHOLE_ROWS:
+        _progress(f"whole call: {row.title}")
+        difference = _check_tables(row, sample, host, resident)
+        numpy_s = [
+            harness.timed(_call(workload.table, host, row, "numpy")).wall
+            for _ in range(arguments.numpy_repeats)
+        ]
+        for place, planes in (("device", resident), ("host", host)):
+            result = _time_whole(workload.table, planes, row, place, arguments)
+            result["largest_difference"] = difference
+            result["numpy_wall_s"] = spread(numpy_s)
+            result["ratio"] = median(numpy_s) / result["wall_s"]["median"]
+            results.append(result)
+    return results
+
+
+def _on_device(planes: dict[str, NDArray]) -> dict[str, Any]:
+    to_device = gpuphot.resolve_backend("cupy").primitives.to_device
+    return {name: to_device(plane) for name, plane in planes.items()}
+
+
+def _check_tables(row: WholeRow, table: Table, host: Any, resident: Any) -> float:
+    """Largest difference of a flux or its error, in units of the larger of flux and error."""
+    expected = _call(table, host, row, "numpy")()
+    largest = 0.0
+    for planes in (resident, host):
+        got = _call(table, planes, row, "cupy")()
+        least = np.asarray(expected["fluxerr"])
+        for name in ("flux", "fluxerr"):
+            difference = _relative_difference(
+                np.asarray(got[name]), np.asarray(expected[name]), least
+            )
+            largest = max(largest, difference)
+        if not (largest <= AGREEMENT and np.array_equal(got["flags"], expected["flags"])):
+            raise SystemExit(
+                f"{row.title}: the backends disagree, nothing more is timed: fluxes by "
+                f"{largest:.2g}, {AGREEMENT} is allowed, or flags"
+            )
+    return largest
+
+
+def _time_whole(
+    table: Table, planes: dict[str, Any], row: WholeRow, place: str, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    from . import device  # Needs CuPy
+
+    call = _call(table, planes, row, "cupy")
+    n_columns = len(call().colnames)  # The warm-up, too
+    runs = [harness.timed(call) for _ in range(arguments.repeats)]
+    kernels = []
+    with device.kernel_clock() as clock:
+        for _ in range(arguments.repeats):
+            call()
+            kernels.append(sum(clock.read().values()))
+    uploaded = [np.asarray(table[name]) for name in ("x", "y")]
+    if place == "host":
+        uploaded += planes.values() if row.maps_given else [planes["image"]]
+    new_columns = n_columns - len(table.colnames)
+    upload = device.upload_seconds(uploaded, arguments.repeats)
+    download = device.download_seconds(len(table), new_columns, arguments.repeats)
+    wall = spread([run.wall for run in runs])
+    apart = median(kernels) + median(upload) + median(download)
+    return {
+        "row": row.key,
+        "title": row.title,
+        "arrays": place,
+        "sources": len(table),
+        "side": len(planes["image"]),
+        "wall_s": wall,
+        "cpu_s": spread([run.cpu for run in runs]),
+        "kernel_s": spread(kernels),
+        "upload_s": spread(upload),
+        "download_s": spread(download),
+        "rest_s": wall["median"] - apart,
+        "reach_s": row.reach / 1000 if row.reach and place == "device" else None,
+    }
+
+
+# ---------------------------------------------------------------------------------- crossover
+
+
+def measure_crossover(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Times of both backends for growing numbers of sources on one image."""
+    results = []
+    for side in arguments.crossover_sides:
+        workload = make(f"{side}^2", side, max(arguments.counts))
+        host = _planes(workload)
+        for place, planes in (("device", _on_device(host)), ("host", host)):
+            for row in (WHOLE_ROWS[0], WHOLE_ROWS[1]):
+                _progress(f"crossover: {side}^2, arrays on the {place}, {row.title}")
+                times = [
+                    _time_both(workload.table[:n], planes, host, row, arguments)
+                    for n in arguments.counts
+                ]
+                results.append(
+                    {
+                        "side": side,
+                        "arrays": place,
+                        "row": row.key,
+                        "title": row.title,
+                        "times": times,
+                        "crossover": crossover(times),
+                    }
+                )
+    return results
+
+
+def _time_both(
+    table: Table, planes: Any, host: Any, row: WholeRow, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    calls = {
+        "cupy": _call(table, planes, row, "cupy"),
+        "numpy": _call(table, host, row, "numpy"),
+    }
+    for call in calls.values():
+        call()
+    timed = {name: partial(harness.timed, call) for name, call in calls.items()}
+    runs = harness.interleaved(timed, dict.fromkeys(timed, arguments.repeats))
+    return {
+        "sources": len(table),
+        **{f"{name}_wall_s": spread([run.wall for run in each]) for name, each in runs.items()},
+    }
+
+
+def crossover(times: Sequence[dict[str, Any]]) -> int | None:
+    """Least of the numbers of sources from which on the GPU is faster; None if it never is."""
+    least = None
+    for each in reversed(times):
+        if each["cupy_wall_s"]["median"] >= each["numpy_wall_s"]["median"]:
+            break
+        least = each["sources"]
+    return least
+
+
+# ------------------------------------------------------------------------------------- the card
+
+
+def measure_card(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the card itself does in this run."""
+    from . import device  # Needs CuPy
+
+    _progress("the card itself")
+    repeats = arguments.repeats
+    plane = np.random.default_rng(1).normal(size=(arguments.side, arguments.side))
+    return {
+        **device.description(),
+        "copy_bytes_per_s": spread(device.copy_bandwidth(arguments.copy_bytes, repeats)),
+        "operations_per_s": spread(device.operation_rate(arguments.rounds, repeats)),
+        "launch_s": spread(device.launch_seconds(arguments.launches, repeats)),
+        "upload_bytes_per_s": spread(
+            [plane.nbytes / each for each in device.upload_seconds([plane], repeats)]
+        ),
+        "pinned_upload_bytes_per_s": spread(
+            [plane.nbytes / each for each in device.pinned_upload_seconds([plane], repeats)]
+        ),
+    }
+
+
+# -------------------------------------------------------------------------------------- report
+
+
+def as_markdown(report: dict[str, Any]) -> str:
+    """Everything that was measured, ready for README.md."""
+    parts = [_machine_lines(report)]
+    if report["kernels"]:
+        parts += ["Primitives, arrays on the device, ms:", _kernel_table(report["kernels"])]
+    if report["whole"]:
+        parts += ["Whole calls, table out, ms:", _whole_table(report["whole"])]
+    if report["crossover"]:
+        parts += ["The GPU is faster from this many sources on:", _crossover_table(report)]
+    return "\n\n".join(parts)
+
+
+def _machine_lines(report: dict[str, Any]) -> str:
+    machine, gpu = report["machine"], report["gpu"]
+    versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+    return (
+        f"`{report['command']}`, {report['date'][:10]}; {gpu['name']}, driver of CUDA "
+        f"{gpu['cuda_driver']}, runtime {gpu['cuda_runtime']}, CuPy {gpu['cupy']}; "
+        f"{machine['cpu']}, {machine['cores']} cores, load {machine['load_1min_at_start']:.1f}; "
+        f"{versions}.\n\n"
+        f"The card: copies {gpu['copy_bytes_per_s']['median'] / 1e9:.4g} GB/s, "
+        f"{gpu['operations_per_s']['median'] / 1e12:.3g} T operations/s (double precision, not "
+        f"fused), {1e6 * gpu['launch_s']['median']:.3g} us per launch, uploads "
+        f"{gpu['upload_bytes_per_s']['median'] / 1e9:.3g} GB/s from ordinary and "
+        f"{gpu['pinned_upload_bytes_per_s']['median'] / 1e9:.3g} GB/s from page-locked memory."
+    )
+
+
+def _kernel_table(results: list[dict[str, Any]]) -> str:
+    head = [
+        "row", "sources", "side", "kernels", "min..max", "MB", "floor, bytes",
+        "floor, operations", "floor / kernels", "until it returns", "whole", "to reach",
+    ]  # fmt: skip
+    lines = [
+        [
+            each["title"],
+            f"{each['sources']:,}",
+            str(each["side"]),
+            _ms(each["kernel_s"]["median"]),
+            f"{_ms(each['kernel_s']['min'])}..{_ms(each['kernel_s']['max'])}",
+            f"{each['bytes'] / 1e6:.3g}",
+            _ms(each["floor_s"]["bytes"]),
+            _ms(each["floor_s"]["operations"]),
+            f"{each['fraction_of_floor']:.0%}",
+            _ms(each["host_s"]["median"]),
+            _ms(each["wall_s"]["median"]),
+            _ms(each["reach_s"]),
+        ]
+        for each in results
+    ]
+    return harness.markdown_table(head, lines, n_text=1)
+
+
+def _whole_table(results: list[dict[str, Any]]) -> str:
+    head = [
+        "row", "arrays on", "sources", "side", "wall", "min..max", "kernels", "upload",
+        "download", "rest", "to reach", "numpy", "ratio",
+    ]  # fmt: skip
+    lines = [
+        [
+            each["title"],
+            each["arrays"],
+            f"{each['sources']:,}",
+            str(each["side"]),
+            _ms(each["wall_s"]["median"]),
+            f"{_ms(each['wall_s']['min'])}..{_ms(each['wall_s']['max'])}",
+            *(_ms(each[f"{part}_s"]["median"]) for part in ("kernel", "upload", "download")),
+            _ms(each["rest_s"]),
+            _ms(each["reach_s"]),
+            _ms(each["numpy_wall_s"]["median"]),
+            f"{each['ratio']:.3g}x",
+        ]
+        for each in results
+    ]
+    return harness.markdown_table(head, lines, n_text=2)
+
+
+def _crossover_table(report: dict[str, Any]) -> str:
+    lines = [
+        [
+            each["title"],
+            each["arrays"],
+            f"{each['side']}^2",
+            "never" if each["crossover"] is None else f"{each['crossover']:,}",
+        ]
+        for each in report["crossover"]
+    ]
+    return harness.markdown_table(["row", "arrays on", "pixels", "sources"], lines, n_text=2)
+
+
+def _ms(seconds: float | None) -> str:
+    return "" if seconds is None else f"{1000 * seconds:.3g}"
+
+
+# --------------------------------------------------------------------------------------- main
+
+
+def main() -> None:
+    arguments = _parser().parse_args()
+    report = measure(arguments)
+    print(as_markdown(report))
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The whole report. Ends the program with a sentence if no GPU is usable."""
+    problem = probe.find_gpu().problem
+    if problem is not None:
+        raise SystemExit(problem)
+    case = Case(n_sources=arguments.sources, side=arguments.side)
+    report = {"benchmark": "gpu", **harness.circumstances("cupy", PACKAGES)}
+    report["gpu"] = measure_card(arguments)
+    report["agreement"] = AGREEMENT
+    report.update({part: [] for part in PARTS})
+    if "kernels" in arguments.parts:
+        ceilings = {
+            name: report["gpu"][name]["median"] for name in ("copy_bytes_per_s", "operations_per_s")
+        }
+        workload = make(f"{case.side}^2", case.side, case.n_sources)
+        report["kernels"] = measure_kernels(workload, case, ceilings, arguments)
+    if "whole" in arguments.parts:
+        workload = make("whole", arguments.whole_side, arguments.whole_sources)
+        report["whole"] = measure_whole_calls(workload, arguments)
+    if "crossover" in arguments.parts:
+        report["crossover"] = measure_crossover(arguments)
+    return report
+
+
+def _parser() -> argparse.ArgumentParser:
+    side, sources = SIZES["XL"]
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.gpu",
+        description="Time the kernels and whole calls of gpuphot on a GPU.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    add("--repeats", type=int, default=9, help="timed calls")
+    add("--numpy-repeats", type=int, default=2, help="timed whole calls of the NumPy backend")
+    add("--side", type=int, default=Case.side, help="of the image that primitives work on")
+    add("--sources", type=int, default=Case.n_sources, help="on it")
+    add("--whole-side", type=int, default=side, help="of the image of whole calls")
+    add("--whole-sources", type=int, default=sources, help="on it")
+    add("--crossover-sides", type=int, nargs="+", default=[1024, 4096])
+    add("--counts", type=int, nargs="+", default=COUNTS, help="of sources, rising")
+    add("--copy-bytes", type=int, default=1 << 30, help="of the copy that measures bandwidth")
+    add("--rounds", type=int, default=20_000, help="of the loop that measures arithmetic")
+    add("--launches", type=int, default=1000, help="in a row, to measure their cost")
+    add("--json", type=Path, metavar="FILE", help="write everything there")
+    return parser
+
+
+def _progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
