@@ -118,11 +118,13 @@ def _clipped_fit(
     coefficients = initial.copy()
     active = np.flatnonzero(count >= MIN_POLYNOMIAL_PIXELS)
     for _ in range(MAX_POLYNOMIAL_ROUNDS):
-        residual = values[active]
-        residual -= surface.evaluate(coefficients[:, active])
-        residual *= weight[active]
+        # A view where all rows are active, as at first.
+        rows = slice(None) if len(active) == len(values) else active
+        fitted = values[rows]
+        residual = fitted - surface.evaluate(coefficients[:, rows])
+        residual *= weight[rows]
         variance = _variance(residual, count[active])
-        rounding = NEGLIGIBLE**2 * row_sums(values[active], values[active]) / count[active]
+        rounding = NEGLIGIBLE**2 * row_sums(fitted, fitted) / count[active]
         limit = np.where(variance > rounding, CLIP_SIGMA * np.sqrt(variance), np.inf)
         row, pixel = np.nonzero(np.abs(residual, out=residual) > limit[:, None])
         weight[active[row], pixel] = 0
