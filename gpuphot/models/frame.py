@@ -101,11 +101,55 @@ class ApertureSums:
 
 
 @dataclass(frozen=True)
+class OptimalSums:
+    """PSF-weighted sums, each of shape (N,); NaN, and 0 for `npix`, where there is none.
+
+    Attributes
+    ----------
+    flux : scale of the PSF that fits the pixels best, all of them weighing the same
+    fluxerr : standard deviation of `flux` from the pixel noise
+    npix : int64, pixels of the fit
+    chi2 : reduced chi-squared of the fit
+    norm : light of the PSF on these pixels
+    singular : bool, whether the pixels cannot tell the source from others of its group
+    """
+
+    flux: Array
+    fluxerr: Array
+    npix: Array
+    chi2: Array
+    norm: Array
+    singular: Array
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Sources that are linked, directly or through others; arrays of shape (N,).
+
+    Attributes
+    ----------
+    id : int64, from 1 in the order in which groups appear in the rows; -1 for rows without position
+    size : int64, number of members; 0 for rows without position
+    """
+
+    id: Array
+    size: Array
+
+
+@dataclass(frozen=True)
 class Column:
-    """One measured quantity of N sources, still on the device."""
+    """One measured quantity of N sources, still on the device.
+
+    Attributes
+    ----------
+    values : (N,) array
+    description : str
+    dtype : dtype that the column of the table will have
+    """
 
     values: Array
     description: str
+    dtype: type = np.float64
 
 
 @dataclass
@@ -122,9 +166,9 @@ class Measurement:
     flags: Array
     columns: dict[str, Column] = field(default_factory=dict)
 
-    def add(self, name: str, values: Array, description: str) -> None:
+    def add(self, name: str, values: Array, description: str, dtype: type = np.float64) -> None:
         """Append a column."""
-        self.columns[name] = Column(values, description)
+        self.columns[name] = Column(values, description, dtype)
 
     def __getitem__(self, name: str) -> Array:
         return self.columns[name].values

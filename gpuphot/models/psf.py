@@ -65,7 +65,7 @@ class PSFModel:
         """
         if not (math.isfinite(fwhm) and fwhm > 0):
             raise ValueError(f"the FWHM of a PSF must be a positive number, got {fwhm!r}")
-        size = 2 * math.ceil(3 * fwhm) + 1
+        size = int(gaussian_size(fwhm))
         return cls(None, 0, 0.0, 0.0, 1.0, 1.0, 1.0, size, size, float(fwhm))
 
     @classmethod
@@ -153,6 +153,11 @@ class PSFModel:
             first += self.degree + 1 - q
             power_y = power_y * dy
         return weights
+
+
+def gaussian_size(fwhm: Any) -> Any:
+    """Pixels along the side of the stamp of a Gaussian: up to 3 FWHM from its centre."""
+    return 2 * np.ceil(3 * np.asarray(fwhm)).astype(np.int64) + 1
 
 
 def n_terms(degree: int) -> int:

@@ -22,9 +22,9 @@ MAX_BAND_ROWS = 1024
 """Rows of a band of a narrow image; the weights of its spline grow with their square."""
 
 
-def chunks(count: int, elements_per_item: int) -> Iterator[slice]:
-    """Slices of `count` items so that each covers about `WORKSPACE` elements."""
-    step = max(1, WORKSPACE // max(1, elements_per_item))
+def chunks(count: int, elements_per_item: int, workspace: int | None = None) -> Iterator[slice]:
+    """Slices of `count` items, each of about `workspace` elements, by default `WORKSPACE`."""
+    step = max(1, (workspace or WORKSPACE) // max(1, elements_per_item))
     for start in range(0, count, step):
         yield slice(start, min(start + step, count))
 

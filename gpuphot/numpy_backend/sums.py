@@ -35,3 +35,10 @@ def row_sums(
         else:
             total += np.einsum("np,np->n", values[part], factor[part])
     return total
+
+
+def group_sums(values: NDArray[np.float64], group: NDArray[np.intp]) -> NDArray[np.float64]:
+    """Sums of the members' values over each group, in the order of the members."""
+    by_group = np.argsort(group, kind="stable")
+    start = np.flatnonzero(np.diff(group[by_group], prepend=-1))
+    return np.add.reduceat(values[by_group], start) if len(start) else values

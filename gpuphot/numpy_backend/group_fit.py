@@ -1,0 +1,463 @@
+"""Grouped optimal sums: the members of a group fitted to their pixels at the same time.
+
+The pixels of a group lie within the aperture's radius of one of its members. All of them weigh
+the same in the least-squares fit of the members' stamps; the noise enters the errors only. Here
+are the sums over pixels: normal equations and residuals; `blocks` solves the equations.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpuphot.models.frame import Frame, Groups, OptimalSums, Positions
+from gpuphot.models.linking import MAX_PER_PIXEL
+from gpuphot.models.psf import PSFModel
+
+from .blocks import NormalEquations, solve_groups
+from .chunks import chunks
+from .neighbours import overlapping_pairs
+from .optimal import by_stamp_shape, is_usable
+from .stamps import psf_stamps
+from .sums import group_sums, row_sums
+
+BAND = 1 << 21
+"""Pixels of the stamps that are in memory at once."""
+
+
+def grouped_optimal_sums(
+    frame: Frame,
+    pos: Positions,
+    groups: Groups,
+    psf: PSFModel,
+    r: float,
+    bg: NDArray[np.float64],
+    fwhm: NDArray[np.float64] | None = None,
+) -> OptimalSums:
+    """Optimal sums of the sources in groups of two and more, each group fitted at once.
+
+    A pixel belongs to a group if it is usable, lies within `r` of one of its members and on that
+    member's stamp. Where members have a local background, its mean is subtracted and a constant
+    is fitted along.
+
+    Parameters
+    ----------
+    frame : Frame
+    pos : Positions
+    groups : Groups
+    psf : PSFModel
+    r : float
+        Radius in pixels.
+    bg : (N,) float64 array
+        Local background of each source; NaN where there is none.
+    fwhm : (N,) float64 array, optional
+        FWHM of the Gaussian of each source's group, in place of that of a Gaussian `psf`.
+
+    Returns
+    -------
+    OptimalSums
+        `npix` and `chi2` are those of the group. Sources that the pixels cannot tell apart, with
+        a variance that the others of the group inflate more than 1e8 times, are `singular`.
+
+    References
+    ----------
+    Naylor 1998, MNRAS 296, 339 (optimal sums). Groups larger than 64 are solved in blocks, see
+    `blocks`.
+    """
+    n = len(pos)
+    flux, fluxerr, chi2, norm = (np.full(n, np.nan) for _ in range(4))
+    npix, singular = np.zeros(n, np.int64), np.zeros(n, np.bool_)
+    rows = pos.order[(pos.valid & (groups.size > 1))[pos.order]]
+    for shape, part in by_stamp_shape(psf, fwhm, rows):
+        members, crowded = _make_members(frame, pos, groups, part, shape, r, bg, fwhm)
+        singular[crowded] = True
+        fit = _fit(frame, members, psf)
+        i = members.source
+        flux[i], fluxerr[i], chi2[i] = fit.flux, fit.fluxerr, fit.chi2
+        norm[i], npix[i] = fit.norm, fit.npix
+        singular[i] |= fit.singular
+    flux[singular] = fluxerr[singular] = np.nan
+    return OptimalSums(flux, fluxerr, npix, chi2, norm, singular)
+
+
+@dataclass(frozen=True)
+class _Members:
+    """M members of groups in canonical order, all with stamps of one shape.
+
+    Attributes
+    ----------
+    source : (M,) integer array
+        Their rows among all sources.
+    x, y : (M,) float64 arrays
+    row, column : (M,) integer arrays
+        The pixels they lie on; rows of further planes of the frame follow each other.
+    group : (M,) integer array
+        From 0 on.
+    bg : (M,) float64 array
+        Mean local background of the group; 0 without.
+    has_constant : (M,) bool array
+        Whether a constant is fitted along.
+    fwhm : (M,) float64 array or None
+    shape : (int, int)
+        Of the stamps.
+    r : float
+    """
+
+    source: NDArray[np.intp]
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    row: NDArray[np.intp]
+    column: NDArray[np.intp]
+    plane: NDArray[np.intp]
+    group: NDArray[np.intp]
+    bg: NDArray[np.float64]
+    has_constant: NDArray[np.bool_]
+    fwhm: NDArray[np.float64] | None
+    shape: tuple[int, int]
+    r: float
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def half(self) -> tuple[int, int]:
+        """Rows and columns of a stamp on either side of its central pixel."""
+        return self.shape[0] // 2, self.shape[1] // 2
+
+    @functools.cached_property
+    def disc(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Rows and columns (T,), from the pixel of a source, of all that its circle may hold."""
+        reach = [min(half, math.floor(self.r + 0.5)) for half in self.half]
+        row, column = np.indices([2 * n + 1 for n in reach]).reshape(2, -1)
+        row, column = row - reach[0], column - reach[1]
+        touched = np.hypot(np.maximum(abs(row) - 0.5, 0), np.maximum(abs(column) - 0.5, 0)) <= self.r
+        return row[touched], column[touched]
+
+    def in_circle(self, i: NDArray[np.intp]) -> NDArray[np.bool_]:
+        """Which pixels of the disc lie within the radius of the members i; (n, T)."""
+        row, column = self.disc
+        dx = (self.column[i] - self.x[i])[:, None] + column
+        dy = (self.row[i] - self.y[i])[:, None] + row
+        return np.sqrt(dx * dx + dy * dy) <= self.r
+
+    def stamps(self, psf: PSFModel, i: NDArray[np.intp]) -> NDArray[np.float64]:
+        """Stamps of the members i, of shape (n, rows * columns)."""
+        half = max(self.half)
+        fwhm = None if self.fwhm is None else self.fwhm[i]
+        return psf_stamps(psf, self.x[i], self.y[i], half, fwhm).reshape(len(i), -1)
+
+
+def _make_members(
+    frame: Frame,
+    pos: Positions,
+    groups: Groups,
+    rows: NDArray[np.intp],
+    shape: tuple[int, int],
+    r: float,
+    bg: NDArray[np.float64],
+    fwhm: NDArray[np.float64] | None,
+) -> tuple[_Members, NDArray[np.intp]]:
+    """Members to fit, and sources on pixels with too many of them, most of which are left out."""
+    _, first, group = np.unique(groups.id[rows], return_index=True, return_inverse=True)
+    group = np.argsort(np.argsort(first))[group]  # numbered in canonical order
+    level = _group_mean(bg[rows], group)
+    row, column = (np.rint(v[rows]).astype(np.intp) for v in (pos.y, pos.x))
+    plane = pos.frame[rows].astype(np.intp)
+    members = _Members(
+        source=rows,
+        x=pos.x[rows],
+        y=pos.y[rows],
+        row=row,
+        column=column,
+        plane=plane,
+        group=group,
+        bg=level,
+        has_constant=level != 0,
+        fwhm=None if fwhm is None else fwhm[rows],
+        shape=shape,
+        r=r,
+    )
+    by_pixel = np.lexsort((column, row, plane, group))
+    key = np.stack([group, plane, row, column])[:, by_pixel]
+    start = np.flatnonzero(np.append(True, (np.diff(key) != 0).any(axis=0)))
+    count = np.diff(start, append=len(rows))
+    rank = np.arange(len(rows)) - np.repeat(start, count)
+    crowded = rows[by_pixel[np.repeat(count, count) > MAX_PER_PIXEL]]
+    if not len(crowded):
+        return members, crowded
+    kept = np.sort(by_pixel[rank < MAX_PER_PIXEL])
+    arrays = {
+        name: value[kept] for name, value in vars(members).items() if isinstance(value, np.ndarray)
+    }
+    return replace(members, **arrays), crowded
+
+
+def _group_mean(values: NDArray[np.float64], group: NDArray[np.intp]) -> NDArray[np.float64]:
+    """Mean of the finite values of each member's group; 0 if there is none."""
+    finite = np.isfinite(values)
+    total = group_sums(np.where(finite, values, 0), group)
+    count = group_sums(finite.astype(np.float64), group)
+    return (total / np.maximum(count, 1))[group]
+
+
+def _fit(frame: Frame, members: _Members, psf: PSFModel) -> OptimalSums:
+    """Optimal sums of the members."""
+    i, j = _all_pairs(members)
+    equations, own = _normal_equations(frame, members, psf, i, j)
+    halo = 3 * max(members.half)
+    solution = solve_groups(equations, members.x, members.y, halo)
+    chi2 = _residuals(frame, members, psf, i, j, own, solution.flux, solution.constant)
+    npix = group_sums(equations.own_area, members.group)
+    n_terms = group_sums(np.ones(len(members)), members.group)
+    n_terms += group_sums(members.has_constant.astype(np.float64), members.group) > 0
+    with np.errstate(invalid="ignore", divide="ignore"):
+        freedom = npix - n_terms
+        reduced = np.where(freedom > 0, group_sums(chi2, members.group) / freedom, np.nan)
+    group = members.group
+    lost = equations.power == 0
+    return OptimalSums(
+        flux=np.where(lost, np.nan, solution.flux),
+        fluxerr=np.where(lost, np.nan, np.sqrt(solution.variance)),
+        npix=npix[group].astype(np.int64),
+        chi2=reduced[group],
+        norm=np.where(npix[group] > 0, equations.light, np.nan),
+        singular=solution.singular & ~lost,
+    )
+
+
+def _all_pairs(members: _Members) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Pairs i < j of members of one group whose stamps overlap, sorted, found band by band."""
+    height, width = members.shape
+    line = members.row + members.plane * (int(members.row.max(initial=0)) + height)
+    pairs = []
+    for band in chunks(len(members), 1, BAND // 16):
+        stop = np.searchsorted(line, line[band.stop - 1] + height)
+        part = slice(band.start, stop)
+        i, j = overlapping_pairs(
+            line[part], members.column[part], members.group[part], (height, width)
+        )
+        mine = i < band.stop - band.start
+        pairs.append((i[mine] + band.start, j[mine] + band.start))
+    if not pairs:
+        return np.zeros(0, np.intp), np.zeros(0, np.intp)
+    i, j = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    return i, j
+
+
+@dataclass(frozen=True)
+class _Band:
+    """A run of members, and the pairs that one of them belongs to.
+
+    `ahead` are its pairs with later members, (i, j); `around` all of them as (member of the band,
+    other member), sorted by both. Numbers are those of all members.
+    """
+
+    members: slice
+    ahead: slice
+    around: tuple[NDArray[np.intp], NDArray[np.intp]]
+
+
+def _bands(members: _Members, i: NDArray[np.intp], j: NDArray[np.intp]) -> Iterator[_Band]:
+    by_j = np.argsort(j, kind="stable")
+    sorted_j = j[by_j]
+    for part in chunks(len(members), math.prod(members.shape), BAND):
+        ahead = slice(*np.searchsorted(i, (part.start, part.stop)))
+        behind = by_j[slice(*np.searchsorted(sorted_j, (part.start, part.stop)))]
+        one = np.concatenate([i[ahead], j[behind]])
+        other = np.concatenate([j[ahead], i[behind]])
+        order = np.lexsort((other, one))
+        yield _Band(part, ahead, (one[order], other[order]))
+
+
+def _normal_equations(
+    frame: Frame, members: _Members, psf: PSFModel, i: NDArray[np.intp], j: NDArray[np.intp]
+) -> tuple[NormalEquations, NDArray[np.bool_]]:
+    """Sums over pixels that determine the fluxes, and each member's own pixels (M, T).
+
+    Every pixel of a group is the own pixel of its first member in reach, so that the own pixels
+    of all members are the pixels of the group, each once.
+    """
+    n = len(members)
+    names = ("power", "noise", "rhs", "light", "light_noise", "own_area", "own_data", "own_noise")
+    sums = {name: np.zeros(n) for name in names}
+    products, noise_products = np.zeros(len(i)), np.zeros(len(i))
+    own = np.zeros((n, len(members.disc[0])), np.bool_)
+    for band in _bands(members, i, j):
+        k = np.arange(band.members.start, band.members.stop)
+        data, variance, usable = _stamp_pixels(frame, members, k)
+        union, earlier = _pixels_of_groups(members, k, band)
+        union &= usable
+        stars = np.union1d(k, j[band.ahead])
+        stamps = members.stamps(psf, stars)
+        model = np.where(union, stamps[np.searchsorted(stars, k)], 0)
+        model_noise = model * variance
+        sums["power"][k] = row_sums(model, model)
+        sums["noise"][k] = row_sums(model, model_noise)
+        sums["rhs"][k] = row_sums(model, data)
+        sums["light"][k] = row_sums(model)
+        sums["light_noise"][k] = row_sums(model_noise)
+        disc = _disc_in_stamp(members)
+        mine = members.in_circle(k) & usable[:, disc] & ~earlier[:, disc]
+        own[k] = mine
+        sums["own_area"][k] = np.count_nonzero(mine, axis=1)
+        sums["own_data"][k] = row_sums(np.where(mine, data[:, disc], 0))
+        sums["own_noise"][k] = row_sums(np.where(mine, variance[:, disc], 0))
+        products[band.ahead], noise_products[band.ahead] = _pair_products(
+            members, i[band.ahead], j[band.ahead], k[0], stars, model, model_noise, stamps
+        )
+    equations = NormalEquations(
+        i=i, j=j, group=members.group, has_constant=members.has_constant,
+        products=products, noise_products=noise_products, **sums,
+    )  # fmt: skip
+    return equations, own
+
+
+def _disc_in_stamp(members: _Members) -> NDArray[np.intp]:
+    """Pixels of a flat stamp that the disc covers."""
+    row, column = members.disc
+    return (row + members.half[0]) * members.shape[1] + column + members.half[1]
+
+
+def _stamp_pixels(
+    frame: Frame, members: _Members, k: NDArray[np.intp]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+    """Data without local background, variance, and which pixels are usable; (n, rows * columns).
+
+    Data and variance are 0 where a pixel is not usable.
+    """
+    height, width = frame.shape
+    row = (members.row[k] - members.half[0])[:, None] + np.arange(members.shape[0])
+    column = (members.column[k] - members.half[1])[:, None] + np.arange(members.shape[1])
+    in_image = ((row >= 0) & (row < height))[:, :, None] & (
+        ((column >= 0) & (column < width))[:, None, :]
+    )
+    first = (members.plane[k][:, None] * height + row) * width
+    index = np.where(in_image, first[:, :, None] + column[:, None, :], 0).reshape(len(k), -1)
+    usable = in_image.reshape(index.shape)
+    data, err = frame.data.ravel().take(index), frame.err.ravel().take(index)
+    usable = usable & is_usable(frame.bad.ravel().take(index), err)
+    data = np.where(usable, data - members.bg[k, None], 0)
+    err = np.where(usable, err, 0)
+    return data, err * err, usable
+
+
+def _pixels_of_groups(
+    members: _Members, k: NDArray[np.intp], band: _Band
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Pixels on the stamps of the members k within the radius of any, or of an earlier, member.
+
+    Of the same group. Both of shape (n, rows * columns).
+    """
+    n_rows, n_columns = members.shape
+    union = np.zeros((len(k), n_rows * n_columns), np.bool_)
+    earlier = np.zeros_like(union)
+    union[:, _disc_in_stamp(members)] = members.in_circle(k)
+    disc_row, disc_column = members.disc
+    for part in chunks(len(band.around[0]), len(disc_row)):
+        one, other = band.around[0][part], band.around[1][part]
+        row = (members.row[other] - members.row[one])[:, None] + disc_row + members.half[0]
+        column = (members.column[other] - members.column[one])[:, None] + disc_column
+        column += members.half[1]
+        hit = (row >= 0) & (row < n_rows) & (column >= 0) & (column < n_columns)
+        hit &= members.in_circle(other)
+        pixel = ((one - k[0])[:, None] * n_rows + row) * n_columns + column
+        union.ravel()[pixel[hit]] = True
+        earlier.ravel()[pixel[hit & (other < one)[:, None]]] = True
+    return union, earlier
+
+
+def _pair_products(
+    members: _Members,
+    i: NDArray[np.intp],
+    j: NDArray[np.intp],
+    first: int,
+    stars: NDArray[np.intp],
+    model: NDArray[np.float64],
+    model_noise: NDArray[np.float64],
+    stamps: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sums of products of the stamps i and j over the pixels of their group, and with the noise.
+
+    `model` and `model_noise` are the stamps from member `first` on, cut to the pixels of the
+    group; `stamps` are those of `stars`. Pairs with the same offset are summed over the same
+    window.
+    """
+    products, noise_products = np.zeros(len(i)), np.zeros(len(i))
+    n_rows, n_columns = members.shape
+    model, model_noise, stamps = (
+        values.reshape(-1, n_rows, n_columns) for values in (model, model_noise, stamps)
+    )
+    down, right = members.row[j] - members.row[i], members.column[j] - members.column[i]
+    offset = down * (2 * n_columns) + right
+    order = np.argsort(offset, kind="stable")
+    bounds = np.flatnonzero(np.diff(offset[order])) + 1
+    for same in np.split(order, bounds) if len(i) else ():
+        dy, dx = int(down[same[0]]), int(right[same[0]])
+        of_i = np.s_[dy:, max(dx, 0) : n_columns + min(dx, 0)]
+        of_j = np.s_[: n_rows - dy, max(-dx, 0) : n_columns - max(dx, 0)]
+        for part in chunks(len(same), (n_rows - dy) * (n_columns - abs(dx))):
+            pair = same[part]
+            one, other = i[pair] - first, np.searchsorted(stars, j[pair])
+            light = _flat(stamps[other, *of_j])
+            products[pair] = row_sums(light, _flat(model[one, *of_i]))
+            noise_products[pair] = row_sums(light, _flat(model_noise[one, *of_i]))
+    return products, noise_products
+
+
+def _flat(windows: NDArray[np.float64]) -> NDArray[np.float64]:
+    return windows.reshape(len(windows), -1)
+
+
+def _residuals(
+    frame: Frame,
+    members: _Members,
+    psf: PSFModel,
+    i: NDArray[np.intp],
+    j: NDArray[np.intp],
+    own: NDArray[np.bool_],
+    flux: NDArray[np.float64],
+    constant: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Chi-squared of each member's own pixels, without what all members of its group put there."""
+    chi2 = np.zeros(len(members))
+    disc = _disc_in_stamp(members)
+    for band in _bands(members, i, j):
+        k = np.arange(band.members.start, band.members.stop)
+        data, variance, _ = _stamp_pixels(frame, members, k)
+        one = np.concatenate([k, band.around[0]])
+        other = np.concatenate([k, band.around[1]])
+        order = np.lexsort((other, one))
+        light = _light_on_disc(members, psf, one[order], other[order], flux)
+        start = np.flatnonzero(np.diff(one[order], prepend=-1))
+        residual = data[:, disc] - constant[k, None] - np.add.reduceat(light, start, axis=0)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            chi2[k] = row_sums(np.where(own[k], residual * residual / variance[:, disc], 0))
+    return chi2
+
+
+def _light_on_disc(
+    members: _Members,
+    psf: PSFModel,
+    one: NDArray[np.intp],
+    other: NDArray[np.intp],
+    flux: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """What the members `other` put on the disc around the members `one`; (n, T)."""
+    n_rows, n_columns = members.shape
+    stars = np.unique(other)
+    stamps = members.stamps(psf, stars).ravel()
+    disc_row, disc_column = members.disc
+    light = np.empty((len(one), len(disc_row)))
+    for part in chunks(len(one), len(disc_row)):
+        a, b = one[part], other[part]
+        row = (members.row[a] - members.row[b])[:, None] + disc_row + members.half[0]
+        column = (members.column[a] - members.column[b])[:, None] + disc_column + members.half[1]
+        hit = (row >= 0) & (row < n_rows) & (column >= 0) & (column < n_columns)
+        pixel = (np.searchsorted(stars, b)[:, None] * n_rows + row) * n_columns + column
+        light[part] = np.where(hit, stamps.take(np.where(hit, pixel, 0)), 0) * flux[b, None]
+    return light
