@@ -20,7 +20,9 @@ from astropy.utils.masked import Masked
 from numpy.typing import NDArray
 
 from gpuphot.models.frame import Array, Positions
-from gpuphot.models.fwhm import typical_fwhm
+from gpuphot.models.fwhm import FWHM, typical_fwhm
+from gpuphot.models.linking import MIN_RADIUS
+from gpuphot.models.psf import PSFModel, as_psf_model
 
 Log = Callable[[str], Any]
 
@@ -307,6 +309,66 @@ def read_annulus(bkgann: Any, scale: float) -> tuple[float, float] | None:
     if r_out <= r_in:
         raise ValueError(f"bkgann must have an outer radius above the inner one, got {bkgann!r}")
     return r_in, r_out
+
+
+def read_psf(psf: Any) -> PSFModel | None:
+    """The caller's PSF model, with stamps that have a central pixel."""
+    if psf is None:
+        return None
+    model = as_psf_model(psf)
+    if not model.has_central_pixel:
+        rows, columns = model.stamp_shape
+        raise ValueError(
+            "psf must make stamps of an odd number of rows and columns, so that the star lies on "
+            f"their central pixel, got a model with stamps of {rows} x {columns} pixels"
+        )
+    return model
+
+
+def read_profile(psf: PSFModel | None, fwhm: FWHM | None, scale: float) -> PSFModel:
+    """The model of a star: `psf`, or else a Gaussian with the typical FWHM."""
+    if psf is not None:
+        return psf
+    if fwhm is None:
+        raise ValueError(
+            "psf or fwhm must be given for optimal extraction and for centroid_method='psf', "
+            "got neither"
+        )
+    return PSFModel.gaussian(scale)
+
+
+def read_widths(
+    fwhm: FWHM, x: NDArray[np.float64], y: NDArray[np.float64], valid: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """FWHM at the valid positions; NaN where it is not a positive, finite number."""
+    assert callable(fwhm)
+    expected = "fwhm must return a number, or an array with one for each of the positions"
+    try:
+        answer = np.asarray(fwhm(x[valid], y[valid]))
+    except Exception as error:
+        raise TypeError(
+            f"{expected}, but calling it failed: {type(error).__name__}: {error}"
+        ) from error
+    if answer.dtype.kind not in "iuf":
+        raise TypeError(f"{expected}, got {_kind(answer)}")
+    n = np.count_nonzero(valid)
+    if answer.shape not in ((), (n,)):
+        raise ValueError(f"{expected}, got shape {answer.shape} for {n} positions")
+    widths = np.full(len(x), np.nan)
+    widths[valid] = np.where(np.isfinite(answer) & (answer > 0), answer, np.nan)
+    return widths
+
+
+def read_grouper_radius(grouper_radius: Any, r_aper: float) -> float:
+    """Distance in pixels up to which sources are grouped; 0 if none are."""
+    if grouper_radius is None:
+        return 2 * r_aper
+    number = real_number("grouper_radius", grouper_radius, "a number of pixels or None")
+    if not number < MAX_RADIUS:
+        raise ValueError(
+            f"grouper_radius must be a number of pixels or None, got {grouper_radius!r}"
+        )
+    return max(number, MIN_RADIUS) if number > 0 else 0.0
 
 
 def read_log(verbose: bool | Log) -> Log | None:

@@ -13,11 +13,13 @@ from numpy.typing import ArrayLike, NDArray
 from gpuphot.backend import resolve_backend
 from gpuphot.flags import Flag
 from gpuphot.models.background import cell_shape, spline_surface
-from gpuphot.models.frame import Array, Frame, Measurement, Positions
+from gpuphot.models.frame import ApertureSums, Array, Frame, Measurement, Positions
 from gpuphot.models.fwhm import FWHM
+from gpuphot.models.psf import PSFModel
 
 from . import inputs, results
 from .inputs import Log, Pixels
+from .optimal import Extraction, measure_optimal
 
 
 def measure_objects(
@@ -27,7 +29,7 @@ def measure_objects(
     bkgann: tuple[float, float] | None = None,
     bkg_order: int = 0,
     fwhm: FWHM | None = None,
-    psf: None = None,
+    psf: Any = None,
     optimal: bool = False,
     group_sources: bool = True,
     grouper_radius: float | None = None,
@@ -45,11 +47,12 @@ def measure_objects(
     *,
     backend: str | None = None,
 ) -> Table | tuple[Table, NDArray, NDArray]:
-    """Measure the fluxes of detected objects in circular apertures.
+    """Measure the fluxes of detected objects in circular apertures, or with their PSF.
 
     The background is estimated on a mesh and subtracted unless `bg` is given; a background left
-    in the surroundings of each object can be measured in an annulus and subtracted too. Weights
-    are the exact overlap of the aperture with every pixel.
+    in the surroundings of each object can be measured in an annulus and subtracted too. Pixels
+    weigh as much as the aperture overlaps them or, in optimal extraction, as a star would light
+    them.
 
     Parameters
     ----------
@@ -61,7 +64,8 @@ def measure_objects(
         Of any real dtype and byte order. Non-finite pixels and those masked in a
         `numpy.ma.MaskedArray` count as masked.
     aper : float, default 3
-        Radius of the aperture, in pixels or in units of `fwhm` if that is given.
+        Radius of the aperture, in pixels or in units of `fwhm` if that is given. In optimal
+        extraction, the radius up to which pixels are used.
     bkgann : (float, float), optional
         Inner and outer radius of the local background annulus, in the units of `aper`. By
         default no local background is subtracted.
@@ -71,10 +75,21 @@ def measure_objects(
     fwhm : float or callable, optional
         FWHM of the stars in pixels, the unit of `aper` and `bkgann`. Of a callable
         ``fwhm(x, y)``, the value of ``float(fwhm)`` or else that at the image centre is used.
-    psf, optimal
-        Optimal extraction. Not implemented in this version.
-    group_sources, grouper_radius
-        Without effect unless `optimal` is set.
+        Without `psf`, also the width of the Gaussian that optimal extraction fits and centroids
+        are weighted with; for the fits a callable gives each source its own, or the median of its
+        group's. It gets two (n,) arrays, the finite positions of the n sources.
+    psf : PSFModel, mapping, path, float or photutils model, optional
+        Model of the stars, see `gpuphot.PSFModel`: a dictionary as stdpipe makes it, a ``.psf``
+        file of PSFEx, the FWHM of a Gaussian in pixels, or an ``ImagePSF`` or
+        ``GriddedPSFModel`` of photutils. Its stamps, of sum 1, must have a central pixel.
+    optimal : bool, default False
+        Fit the PSF to each source instead of summing the aperture. Needs `psf` or `fwhm`.
+    group_sources : bool, default True
+        In optimal extraction, fit sources near each other at the same time.
+    grouper_radius : float, optional
+        Distance in pixels up to which sources are near each other, whatever `fwhm` is; linked
+        through others they are in one group, too. By default twice the radius `aper`. 0 or
+        negative: no sources are grouped.
     mask : (H, W) array, optional
         Non-zero where a pixel is masked. Masked pixels are left out of backgrounds and
         centroids; they do count in the apertures, which are then flagged.
@@ -93,8 +108,8 @@ def measure_objects(
     centroid_iter : int, default 0
         Steps of centroiding before the measurement, at most.
     centroid_method : {"com", "psf"}, default "com"
-        Centre of mass in a square box about as wide as the aperture's radius. "psf" is not
-        implemented in this version.
+        Centre of mass in a square box about as wide as the aperture's radius; "psf": of the
+        pixels times the PSF, on its stamp, which needs `psf` or `fwhm`.
     keep_negative : bool, default True
         If False, drop objects whose flux is not positive.
     get_bg : bool, default False
@@ -123,8 +138,15 @@ def measure_objects(
             What the noise of the background alone contributes to the flux; 0 if no background
             was estimated.
         ``flux``, ``fluxerr``
-            Sum in the aperture without the backgrounds, and its standard deviation from the
-            pixel noise. The uncertainty of the background itself is not part of it.
+            Sum in the aperture without the backgrounds, or flux of the PSF that fits best, and
+            its standard deviation from the pixel noise. The uncertainty of the background itself
+            is not part of it.
+        ``npix_optimal`` (int64), ``chi2_optimal``, ``norm_optimal``
+            With `optimal`: number of pixels and reduced chi-squared of the fit, the group's if
+            the source was fitted in one; light of the PSF on these pixels.
+        ``group_id``, ``group_size`` (int64)
+            With `optimal` and `group_sources`: groups are numbered from 1 on as they appear in
+            the rows; -1 and 0 without a position.
         ``mag``, ``magerr``
             ``-2.5 log10(flux)`` and its standard deviation; NaN if the flux is not positive.
 
@@ -141,8 +163,6 @@ def measure_objects(
     TypeError, ValueError
         If an argument is not what is described here, and if a background must be estimated but
         no mesh cell has enough unmasked pixels. The message names the argument.
-    NotImplementedError
-        For `psf`, `optimal` and ``centroid_method="psf"``.
     BackendError
         If the backend asked for cannot compute.
 
@@ -151,6 +171,18 @@ def measure_objects(
     ``Flag.MASKED`` (0x200): a masked pixel has its centre inside the aperture.
     ``Flag.INVALID`` (0x400): the position is masked or not finite, the aperture lies off the
     image, or the annulus holds no usable pixel; flux and fluxerr are NaN.
+    ``Flag.NO_FIT`` (0x800): optimal extraction gave no flux, because there is no usable pixel,
+    the stamp of a source fitted alone crosses the edge of the image, it is larger than the image,
+    or the callable `fwhm` returned no positive number.
+    ``Flag.POOR_FIT`` (0x1000): the reduced chi-squared is above 1000; with ``NO_FIT``: others of
+    the group inflate the variance of the flux more than 1e8 times, as coincident sources do.
+
+    In optimal extraction all pixels up to the radius weigh the same in the fit (which is optimal
+    where the sky dominates the noise), and their noise enters the errors. A source fitted alone
+    uses the pixels up to `aper` from the pixel that it lies on; a group those up to `aper` from
+    any member. A group of sources with local backgrounds gets their mean subtracted and a
+    constant fitted along. Groups of more than 64 members are solved in overlapping blocks, exact
+    to about 1e-9 of an error.
 
     The conventions are those of ``stdpipe.photometry_measure.measure_objects`` 0.4.1, which
     rests on photutils: ``Background2D`` with ``SExtractorBackground``, ``CircularAperture`` and
@@ -159,16 +191,17 @@ def measure_objects(
     References
     ----------
     Bertin & Arnouts 1996, A&AS 117, 393 (background mesh); Da Costa 1992, ASP Conf. Ser. 23, 90
-    (mode estimator).
+    (mode estimator); Naylor 1998, MNRAS 296, 339 (optimal extraction).
     """
-    centroid_method = inputs.choice("centroid_method", centroid_method, ("com", "psf"))
-    _refuse_what_is_to_come(inputs.flag("optimal", optimal), psf, centroid_method)
     chosen = resolve_backend(backend, image, mask, bg, err)
     ops, log = chosen.primitives, inputs.read_log(verbose)
 
     table = inputs.read_table(obj)
     order = inputs.choice("bkg_order", bkg_order, (0, 1, 2))
     n_iter = inputs.n_iterations("centroid_iter", centroid_iter)
+    centroid_method = inputs.choice("centroid_method", centroid_method, ("com", "psf"))
+    optimal, grouped = inputs.flag("optimal", optimal), inputs.flag("group_sources", group_sources)
+    model = inputs.read_psf(psf)
     min_sn = inputs.read_signal_to_noise(sn)
     gain = inputs.read_gain(gain)
     bg_size = inputs.integer("bg_size", bg_size, 1)
@@ -179,15 +212,26 @@ def measure_objects(
         scale = inputs.read_scale(fwhm, pixels.shape)
         r_aper = inputs.radius("aper", aper, scale)
         annulus = inputs.read_annulus(bkgann, scale)
+        link = inputs.read_grouper_radius(grouper_radius, r_aper)
+        profile = None
+        if optimal or (n_iter and centroid_method == "psf"):
+            profile = inputs.read_profile(model, fwhm, scale)
         pos = inputs.read_positions(table, ops)
         if log:
             log(f"Measuring {len(pos)} objects with the {chosen.name} backend on {chosen.device}")
         frame, background = _prepare_frame(pixels, gain, bg_size, get_bg, ops, log)
         measurement = Measurement(flags=ops.xp.zeros(len(pos), ops.xp.int64))
         if n_iter:
-            pos = _centroid(measurement, frame, pos, r_aper, n_iter, ops, log)
+            centroid_psf = profile if centroid_method == "psf" else None
+            pos = _centroid(measurement, frame, pos, r_aper, n_iter, centroid_psf, ops, log)
         bg_local = _local_background(frame, pos, annulus, order, ops, log)
-        _measure_apertures(measurement, frame, pos, r_aper, bg_local, ops, log)
+        sums, failed = _measure_apertures(measurement, frame, pos, r_aper, bg_local, ops, log)
+        if profile is not None and optimal:
+            widths = fwhm if model is None and callable(fwhm) else None
+            extraction = Extraction(profile, widths, r_aper, link if grouped else None)
+            measure_optimal(measurement, frame, pos, extraction, bg_local, failed, ops, log)
+        else:
+            _add_aperture_fluxes(measurement, sums, bg_local, failed, ops.xp)
         results.add_magnitudes(measurement, ops.xp)
         keep = results.select(measurement, min_sn, keep_negative, ops.xp)
         result = results.to_table(table, measurement, keep, ops)
@@ -198,22 +242,13 @@ def measure_objects(
     parameters = {
         "aper": r_aper, "bkgann": annulus, "bkg_order": order, "mask": mask, "bg": bg, "err": err,
         "gain": gain, "bg_size": bg_size, "sn": min_sn, "centroid_iter": n_iter,
-        "centroid_method": centroid_method, "keep_negative": keep_negative,
+        "centroid_method": centroid_method, "keep_negative": keep_negative, "psf": psf,
+        "optimal": optimal, "group_sources": grouped, "grouper_radius": link,
     }  # fmt: skip
     result.meta[results.META_KEY] = results.provenance(chosen, "measure_objects", parameters)
     if log:
         log(f"{len(result)} of {len(pos)} objects are in the result")
     return (result, *maps) if get_bg else result
-
-
-def _refuse_what_is_to_come(optimal: bool, psf: object, centroid_method: str) -> None:
-    for name, value, asked_for in (
-        ("optimal", optimal, bool(optimal)),
-        ("psf", psf, psf is not None),
-        ("centroid_method", centroid_method, centroid_method == "psf"),
-    ):
-        if asked_for:
-            raise NotImplementedError(f"{name}={value!r} is not implemented in this version")
 
 
 def _prepare_frame(
@@ -246,14 +281,19 @@ def _centroid(
     pos: Positions,
     r_aper: float,
     n_iter: int,
+    psf: PSFModel | None,
     ops: Any,
     log: Log | None,
 ) -> Positions:
-    """Positions moved to the centres of mass, and recorded."""
+    """Positions moved to the centres of mass, weighted with a PSF if there is one, and recorded."""
     half_size = math.ceil(r_aper) // 2
     if log:
-        log(f"Centroiding in boxes of {2 * half_size + 1} pixels, at most {n_iter} times")
-    x, y = ops.com_centroid(frame, pos, half_size, n_iter)
+        weighted = "" if psf is None else ", weighted with the PSF"
+        log(f"Centroiding in boxes of {2 * half_size + 1} pixels, at most {n_iter} times{weighted}")
+    if psf is None:
+        x, y = ops.com_centroid(frame, pos, half_size, n_iter)
+    else:
+        x, y = ops.psf_centroid(frame, pos, psf, half_size, n_iter)
     measurement.add("x", x, "Centroid, 0-based pixel coordinate")
     measurement.add("y", y, "Centroid, 0-based pixel coordinate")
     return inputs.make_positions(x, y, pos.valid, ops.xp)
@@ -285,13 +325,13 @@ def _measure_apertures(
     bg_local: Array,
     ops: Any,
     log: Log | None,
-) -> None:
-    """Fluxes and what goes with them, and the flags of rows where something is wrong."""
+) -> tuple[ApertureSums, Array]:
+    """Sums in the apertures with what goes with them, and rows that cannot have a flux."""
     xp = ops.xp
     if log:
         log(f"Apertures of radius {r_aper:.2f} pixels")
     sums = ops.aperture_sums(frame, pos, np.array([r_aper]))
-    flux, area = sums.flux[:, 0], sums.area[:, 0]
+    area = sums.area[:, 0]
     if sums.bkg_var is None:
         bg_fluxerr = xp.zeros(len(pos))
     else:
@@ -304,6 +344,13 @@ def _measure_apertures(
     npix_aper = xp.where(pos.valid, area, 0.0)
     measurement.add("npix_aper", npix_aper, "Aperture area on finite pixels of the image")
     measurement.add("bg_fluxerr", bg_fluxerr, "Part of fluxerr that the background noise makes")
-    measurement.add("flux", flux - bg_local * area, "Flux in the aperture")
+    return sums, failed
+
+
+def _add_aperture_fluxes(
+    measurement: Measurement, sums: ApertureSums, bg_local: Array, failed: Array, xp: Any
+) -> None:
+    flux = sums.flux[:, 0] - bg_local * sums.area[:, 0]
+    measurement.add("flux", flux, "Flux in the aperture")
     fluxerr = xp.where(failed, xp.nan, xp.sqrt(sums.var[:, 0]))
     measurement.add("fluxerr", fluxerr, "Standard deviation of flux from the pixel noise")

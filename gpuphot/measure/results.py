@@ -77,7 +77,8 @@ def to_table(table: Table, measurement: Measurement, keep: Array | None, ops: An
     flags = read_flags(result) | new_flags[rows]
     _set_column(result, "flags", Column(flags, description="Quality flags of gpuphot.Flag"))
     for (name, column), row in zip(measurement.columns.items(), values, strict=True):
-        new = Column(row[rows], description=column.description)
+        values_kept = row[rows].astype(column.dtype, copy=False)
+        new = Column(values_kept, description=column.description)
         if name in ("x", "y"):
             new.unit = getattr(result[name], "unit", None)
         _set_column(result, name, new)
@@ -89,7 +90,8 @@ def _to_host(
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], Any]:
     """All columns, the flags and the selection of rows, in two visits to the device."""
     xp = ops.xp
-    values = ops.to_host(xp.stack([column.values for column in measurement.columns.values()]))
+    columns = measurement.columns.values()
+    values = ops.to_host(xp.stack([c.values.astype(xp.float64, copy=False) for c in columns]))
     if keep is None:
         return values, ops.to_host(measurement.flags), slice(None)
     flags, kept = ops.to_host(xp.stack([measurement.flags, keep.astype(xp.int64)]))

@@ -357,7 +357,9 @@ class _Border:
         )
         area = self._total(equations.own_area)
         pivot = area - self._total(equations.light * self.response)
-        self._pivot = np.where(equations.has_constant, np.maximum(pivot, MIN_PIVOT * area), np.inf)
+        # A group without pixels, or without a constant, has a constant of 0.
+        fitted = equations.has_constant & (area > 0)
+        self._pivot = np.where(fitted, np.maximum(pivot, MIN_PIVOT * area), np.inf)
 
     def _total(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Sum over the group of each member."""
