@@ -83,7 +83,7 @@ def test_size_of_chunks_does_not_matter(ops, backend, model, stars, workspace, m
     image = image_of(ops, model, *stars)
     bound = {
         "numpy": "gpuphot.numpy_backend.chunks.WORKSPACE",
-        "cupy": "gpuphot.cupy_backend.render.MAX_WORKSPACE",
+        "cupy": "gpuphot.cupy_backend.launch.MAX_WORKSPACE",
     }
     monkeypatch.setattr(bound[backend], workspace)
     np.testing.assert_array_equal(image_of(ops, model, *stars), image)

@@ -49,6 +49,19 @@ def blocks(n_items: int, items_per_block: int) -> int:
     return -(-n_items // items_per_block)
 
 
+MAX_WORKSPACE = 1 << 28
+"""Bytes of what is made at once, and used up before more is made."""
+
+
+def workspace_items(item_bytes: int) -> int:
+    """How many items of so many bytes the workspace holds, at least one.
+
+    An eighth of what is free leaves room for whoever shares the device.
+    """
+    workspace = min(MAX_WORKSPACE, cupy.cuda.Device().mem_info[0] // 8)
+    return max(1, workspace // max(1, item_bytes))
+
+
 def as_bytes(values: Any) -> Any:
     """A boolean array as the bytes that kernels take."""
     return values.view(cupy.uint8)

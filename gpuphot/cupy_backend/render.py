@@ -10,11 +10,8 @@ import numpy as np
 
 from gpuphot.models.psf import PSFModel
 
-from .launch import blocks, launch
+from .launch import blocks, launch, workspace_items
 from .stamps import psf_stamps
-
-MAX_WORKSPACE = 1 << 28
-"""Bytes of the stamps that are made at once, and used up before the next ones are made."""
 
 _TILE = 16
 
@@ -28,9 +25,7 @@ def render_psf_image(shape: tuple[int, int], psf: PSFModel, x: Any, y: Any, flux
     top = cupy.arange(blocks(height, _TILE), dtype=cupy.int32) * _TILE
     first = cupy.searchsorted(row, top - n_rows, side="right")
     last = cupy.searchsorted(row, top + _TILE, side="left")
-    # An eighth of what is free leaves room for whoever shares the device.
-    workspace = min(MAX_WORKSPACE, cupy.cuda.Device().mem_info[0] // 8)
-    step = max(1, workspace // (8 * math.prod(psf.stamp_shape)))
+    step = workspace_items(8 * math.prod(psf.stamp_shape))
     for begin in range(0, len(x), step):
         end = min(begin + step, len(x))
         launch(

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from gpuphot.models.frame import Array, Positions
 from gpuphot.models.fwhm import FWHM, typical_fwhm
-from gpuphot.models.linking import MIN_RADIUS
+from gpuphot.models.groups import MIN_RADIUS
 from gpuphot.models.psf import PSFModel, as_psf_model
 
 Log = Callable[[str], Any]

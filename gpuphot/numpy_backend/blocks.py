@@ -10,26 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 
+from gpuphot.models.groups import CORE, MAX_BLOCK, MAX_DENSE, MAX_INFLATION, MIN_PIVOT, SWEEPS
+
 from .chunks import chunks
 from .sums import group_sums, row_sums
 
-MAX_DENSE = 64
-"""Members of the largest group that is solved at once."""
-
-CORE = 32
-"""Side of the core of a block, in pixels."""
-
-SWEEPS = 3
-
-MAX_INFLATION = 1e8
-"""A flux whose variance the other members of its group inflate more than so is not determined."""
-
 MATRICES = 1 << 20
 """Elements of the dense matrices that are inverted at once."""
-
-MIN_PIVOT = 1e-13
-"""Squared pivots of a matrix with unit diagonal are not let below it, which is about the rounding
-error of a large one."""
 
 SMALL = 16
 """Rows of a matrix that is inverted element by element."""
@@ -201,7 +188,7 @@ def solve_groups(
     """
     normal = _symmetric(equations, equations.products, equations.power)
     noise = _symmetric(equations, equations.noise_products, equations.noise)
-    variance, inflation = np.zeros(len(x)), np.zeros(len(x))
+    variance, inflation = np.zeros(len(x)), np.full(len(x), np.inf)
     systems = []
     for members, n_core in _systems(equations.group, x, y, halo):
         inverse, core_variance, core_inflation = _invert(normal, noise, members, n_core)
@@ -273,7 +260,8 @@ def _blocks(
         off_y = np.maximum(low - y[near], y[near] - (low + CORE))
         inside = near[(off_x <= halo) & (off_y <= halo)]
         rest = np.setdiff1d(inside, core, assume_unique=True)
-        yield np.concatenate([core, rest])[None], len(core)
+        if len(inside) <= MAX_BLOCK:
+            yield np.concatenate([core, rest])[None], len(core)
 
 
 def _invert(

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
 from gpuphot.models.frame import Bad, Frame, Positions
+from gpuphot.models.psf import PSFModel
 
 from .chunks import chunks, windows
+from .stamps import gaussian_profile, psf_stamps
 from .sums import row_sums
 
 MAX_SHIFT = 0.01
 """A position has converged when a step moves it by less, in pixels."""
+
+PSF_STEPS = 16
+PSF_MAX_SHIFT = 1e-4
+"""A step with a PSF is itself a series of at most so many, which ends with a shorter one than this.
+Weighting with the PSF halves the distance to the star, it does not jump to it."""
+
+MIN_PIXELS = 3
+"""Usable pixels that a step with a PSF needs."""
+
+_Step = Callable[[NDArray, NDArray, NDArray], tuple[NDArray, NDArray]]
+"""New positions for planes, x and y; NaN for those that do not move any more."""
 
 
 def com_centroid(
@@ -36,17 +51,60 @@ def com_centroid(
     x, y : (N,) float64 arrays
         Equal to the input where nothing was moved.
     """
+
+    def step(plane: NDArray, x: NDArray, y: NDArray) -> tuple[NDArray, NDArray]:
+        return _centre_of_mass(frame, plane, x, y, half_size)
+
+    return _iterate(frame, pos, step, half_size, half_size, n_iter)
+
+
+def psf_centroid(
+    frame: Frame, pos: Positions, psf: PSFModel, half_size: int, n_iter: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Centre of mass of the pixels times the PSF, which is recentred on the result.
+
+    Pixels that are masked or not finite are left out, negative ones are not. One of the `n_iter`
+    steps consists of up to 16 smaller ones, the last of which is shorter than 1e-4 pixels. When
+    one of them finds its box beyond the edge of the image, less than 3 usable pixels in it, or
+    no light, the source keeps the position from before the whole step.
+
+    Parameters
+    ----------
+    frame : Frame
+    pos : Positions
+    psf : PSFModel
+    half_size : int
+        The box has ``2 * half_size + 1`` pixels a side, or as many as a stamp if that has more.
+        Without weight are pixels beyond the stamp.
+    n_iter : int
+        At most this many steps; a step shorter than 0.01 pixels is the last.
+
+    Returns
+    -------
+    x, y : (N,) float64 arrays
+        Equal to the input where nothing was moved.
+    """
+    half_stamp = max(psf.stamp_shape) // 2
+
+    def step(plane: NDArray, x: NDArray, y: NDArray) -> tuple[NDArray, NDArray]:
+        return _converge(frame, plane, x, y, psf, max(half_size, half_stamp))
+
+    return _iterate(frame, pos, step, half_size, half_stamp, n_iter)
+
+
+def _iterate(
+    frame: Frame, pos: Positions, step: _Step, half_size: int, half_window: int, n_iter: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Positions after so many steps, which look at the pixels of a window."""
     x, y = pos.x.copy(), pos.y.copy()
-    size = 2 * half_size + 1
-    for part in chunks(len(pos), size * size):
+    for part in chunks(len(pos), (2 * half_window + 1) ** 2):
         i = pos.order[part]
         i = i[pos.valid[i] & _inside(frame, x[i], y[i], half_size)]
         for _ in range(n_iter):
-            i = i[_fits(frame, x[i], y[i], half_size)]
             if not len(i):
                 break
-            new_x, new_y = _step(frame, pos.frame[i], x[i], y[i], half_size)
-            moved = np.isfinite(new_x)
+            new_x, new_y = step(pos.frame[i], x[i], y[i])
+            moved = np.isfinite(new_x) & np.isfinite(new_y)
             i, new_x, new_y = i[moved], new_x[moved], new_y[moved]
             shift = np.hypot(new_x - x[i], new_y - y[i])
             x[i], y[i] = new_x, new_y
@@ -61,26 +119,139 @@ def _inside(frame: Frame, x: NDArray, y: NDArray, half_size: int) -> NDArray[np.
     return ~near
 
 
-def _fits(frame: Frame, x: NDArray, y: NDArray, half_size: int) -> NDArray[np.bool_]:
-    """Whether the box around the nearest pixel lies in the image."""
-    return _inside(frame, np.rint(x), np.rint(y), half_size)
-
-
-def _step(
+def _centre_of_mass(
     frame: Frame, plane: NDArray, x: NDArray, y: NDArray, half_size: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """One centre of mass per source; NaN where there is no light."""
+    """Centre of the light in a box; NaN where there is none, or no room for the box."""
+    new_x, new_y = np.full((2, len(x)), np.nan)
+    column, row = np.rint(x), np.rint(y)
+    i = np.flatnonzero(_inside(frame, column, row, half_size))
+    if not len(i):
+        return new_x, new_y
     size = 2 * half_size + 1
-    column = np.rint(x).astype(np.intp) - half_size
-    row = np.rint(y).astype(np.intp) - half_size
-    light = windows(frame.data, plane, row, column, size, size)
-    bad = windows(frame.bad, plane, row, column, size, size)
+    column, row = column[i].astype(np.intp) - half_size, row[i].astype(np.intp) - half_size
+    light = windows(frame.data, plane[i], row, column, size, size)
+    bad = windows(frame.bad, plane[i], row, column, size, size)
     light = np.where((light >= 0) & ((bad & Bad.UNUSABLE) == 0), light, 0)
     offset_y, offset_x = np.indices((size, size), dtype=np.float64).reshape(2, -1)
     total = row_sums(light)
     with np.errstate(invalid="ignore", divide="ignore"):
         total = np.where(total < 1e-30, np.nan, total)
-        return (
-            column + row_sums(light, offset_x) / total,
-            row + row_sums(light, offset_y) / total,
+        new_x[i] = column + row_sums(light, offset_x) / total
+        new_y[i] = row + row_sums(light, offset_y) / total
+    return new_x, new_y
+
+
+def _converge(
+    frame: Frame, plane: NDArray, x: NDArray, y: NDArray, psf: PSFModel, half_box: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """One step with a PSF, which is a series of small ones; NaN where one of them fails."""
+    new_x, new_y = np.empty((2, len(x)))
+    marginals = _gaussian_marginals if psf.planes is None else _resampled_marginals
+    i = _at_least_two(np.arange(len(x)))
+    plane, x, y = plane[i], x[i], y[i]
+    column, row = np.full((2, len(i)), np.nan)
+    light = np.empty((*(2 * (length // 2) + 1 for length in psf.stamp_shape), len(i)))
+    for _ in range(PSF_STEPS):
+        stale = np.flatnonzero((column != np.rint(x)) | (row != np.rint(y)))
+        column[stale], row[stale] = np.rint(x[stale]), np.rint(y[stale])
+        light[..., stale] = _light_around(
+            frame, plane[stale], column[stale], row[stale], light.shape[:2], half_box
         )
+        dx, dy = _offset(marginals(psf, light, x, y), x - column, y - row)
+        x, y = x + dx, y + dy
+        new_x[i], new_y[i] = x, y
+        moving = np.flatnonzero(dx * dx + dy * dy >= PSF_MAX_SHIFT**2)
+        if not len(moving):
+            break
+        moving = _at_least_two(moving)
+        i, plane, x, y, column, row = (v[moving] for v in (i, plane, x, y, column, row))
+        light = light[..., moving]
+    return new_x, new_y
+
+
+def _at_least_two(rows: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Rows, a single one twice: sums over the pixels of one source alone would round differently."""
+    return np.resize(rows, max(len(rows), 2))
+
+
+def _light_around(
+    frame: Frame,
+    plane: NDArray,
+    column: NDArray,
+    row: NDArray,
+    shape: tuple[int, ...],
+    half_box: int,
+) -> NDArray[np.float64]:
+    """Pixels around central ones, 0 if not usable; (rows, columns, n).
+
+    NaN where the box leaves the image or has too few usable pixels.
+    """
+    light = np.full((len(row), *shape), np.nan)
+    inside = np.flatnonzero(_inside(frame, column, row, half_box))
+    if len(inside):
+        plane, column, row = plane[inside], column[inside], row[inside]
+        usable = (_boxes(frame.bad, plane, column, row, half_box, half_box) & Bad.UNUSABLE) == 0
+        enough = np.count_nonzero(usable, axis=(1, 2)) >= MIN_PIXELS
+        half_y, half_x = shape[0] // 2, shape[1] // 2
+        margin_y, margin_x = half_box - half_y, half_box - half_x
+        usable = usable[:, margin_y : margin_y + shape[0], margin_x : margin_x + shape[1]]
+        pixels = _boxes(frame.data, plane, column, row, half_y, half_x)
+        light[inside[enough]] = np.where(usable, pixels, 0)[enough]
+    return light.transpose(1, 2, 0)
+
+
+def _boxes(
+    planes: NDArray, frame: NDArray, column: NDArray, row: NDArray, half_y: int, half_x: int
+) -> NDArray:
+    """Windows around central pixels, of shape (n, rows, columns)."""
+    height, width = 2 * half_y + 1, 2 * half_x + 1
+    first_row, first_column = row.astype(np.intp) - half_y, column.astype(np.intp) - half_x
+    pixels = windows(planes, frame, first_row, first_column, height, width)
+    return pixels.reshape(-1, height, width)
+
+
+def _gaussian_marginals(
+    psf: PSFModel, light: NDArray, x: NDArray, y: NDArray
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sums of the light times the stamp over its rows and its columns, each of shape (length, n).
+
+    No stamp is made: what it is in a row is a factor of the sum.
+    """
+    fwhm = np.full(len(x), psf.fwhm)
+    rows, columns = (
+        gaussian_profile(fwhm, v - np.rint(v), length // 2)
+        for v, length in zip((y, x), light.shape[:2], strict=True)
+    )
+    of_rows = np.einsum("jin,in->jn", light, columns)
+    of_columns = np.einsum("jin,jn->in", light, rows)
+    of_rows *= rows
+    of_columns *= columns
+    return of_rows, of_columns
+
+
+def _resampled_marginals(
+    psf: PSFModel, light: NDArray, x: NDArray, y: NDArray
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sums of the light times the stamp over its rows and its columns, each of shape (length, n)."""
+    stamps = psf_stamps(psf, x, y, max(light.shape[:2]) // 2)
+    weighted = np.multiply(light, stamps.transpose(1, 2, 0), order="C")
+    return np.einsum("jin->jn", weighted), np.einsum("jin->in", weighted)
+
+
+def _offset(
+    marginals: tuple[NDArray, NDArray], phase_x: NDArray, phase_y: NDArray
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Centre of the weighted light, as seen from the position; NaN where there is no light."""
+    total = np.einsum("jn->n", marginals[0])
+    total[~(total > 0)] = np.nan
+    dx, dy = (
+        np.einsum("in,in->n", light, _coordinates(len(light)) - phase) / total
+        for light, phase in zip(reversed(marginals), (phase_x, phase_y), strict=True)
+    )
+    return dx, dy
+
+
+def _coordinates(length: int) -> NDArray[np.float64]:
+    """Of pixels along a side, as seen from the central one; (length, 1)."""
+    return np.arange(length, dtype=np.float64)[:, None] - length // 2

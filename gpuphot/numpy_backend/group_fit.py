@@ -10,13 +10,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpuphot.models.frame import Frame, Groups, OptimalSums, Positions
-from gpuphot.models.linking import MAX_PER_PIXEL
+from gpuphot.models.groups import MAX_PER_PIXEL
 from gpuphot.models.psf import PSFModel
 
 from .blocks import NormalEquations, solve_groups
@@ -163,18 +163,23 @@ def _make_members(
     fwhm: NDArray[np.float64] | None,
 ) -> tuple[_Members, NDArray[np.intp]]:
     """Members to fit, and sources on pixels with too many of them, most of which are left out."""
+    row, column = np.rint(pos.y[rows]), np.rint(pos.x[rows])
+    seen = (np.abs(row - (frame.shape[0] - 1) / 2) < (frame.shape[0] - 1) / 2 + shape[0] // 2 + 1) & (
+        np.abs(column - (frame.shape[1] - 1) / 2) < (frame.shape[1] - 1) / 2 + shape[1] // 2 + 1
+    )
+    rows = rows[seen]
+    kept, crowded = _sparse(groups.id[rows], row[seen], column[seen])
+    crowded, rows = rows[crowded], rows[kept]
     _, first, group = np.unique(groups.id[rows], return_index=True, return_inverse=True)
     group = np.argsort(np.argsort(first))[group]  # numbered in canonical order
     level = _group_mean(bg[rows], group)
-    row, column = (np.rint(v[rows]).astype(np.intp) for v in (pos.y, pos.x))
-    plane = pos.frame[rows].astype(np.intp)
     members = _Members(
         source=rows,
         x=pos.x[rows],
         y=pos.y[rows],
-        row=row,
-        column=column,
-        plane=plane,
+        row=row[seen][kept].astype(np.intp),
+        column=column[seen][kept].astype(np.intp),
+        plane=pos.frame[rows].astype(np.intp),
         group=group,
         bg=level,
         has_constant=level != 0,
@@ -182,19 +187,21 @@ def _make_members(
         shape=shape,
         r=r,
     )
-    by_pixel = np.lexsort((column, row, plane, group))
-    key = np.stack([group, plane, row, column])[:, by_pixel]
-    start = np.flatnonzero(np.append(True, (np.diff(key) != 0).any(axis=0)))
-    count = np.diff(start, append=len(rows))
-    rank = np.arange(len(rows)) - np.repeat(start, count)
-    crowded = rows[by_pixel[np.repeat(count, count) > MAX_PER_PIXEL]]
-    if not len(crowded):
-        return members, crowded
-    kept = np.sort(by_pixel[rank < MAX_PER_PIXEL])
-    arrays = {
-        name: value[kept] for name, value in vars(members).items() if isinstance(value, np.ndarray)
-    }
-    return replace(members, **arrays), crowded
+    return members, crowded
+
+
+def _sparse(
+    group: NDArray[np.int64], row: NDArray, column: NDArray
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """The first `MAX_PER_PIXEL` members of a group on each pixel, and all on fuller ones."""
+    by_pixel = np.lexsort((column, row, group))
+    key = np.stack([group, row, column])[:, by_pixel]
+    start = np.flatnonzero(np.append(True, (np.diff(key) != 0).any(axis=0))[: len(group)])
+    count = np.diff(start, append=len(group))
+    kept, crowded = np.empty(len(group), np.bool_), np.empty(len(group), np.bool_)
+    kept[by_pixel] = np.arange(len(group)) - np.repeat(start, count) < MAX_PER_PIXEL
+    crowded[by_pixel] = np.repeat(count, count) > MAX_PER_PIXEL
+    return kept, crowded
 
 
 def _group_mean(values: NDArray[np.float64], group: NDArray[np.intp]) -> NDArray[np.float64]:

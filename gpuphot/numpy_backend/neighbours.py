@@ -9,7 +9,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from gpuphot.models.frame import Groups, Positions
-from gpuphot.models.linking import CELL, MAX_CELL, REACH
+from gpuphot.models.groups import CELL, MAX_CELL, REACH
 
 from .chunks import chunks
 

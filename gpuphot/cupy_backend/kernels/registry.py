@@ -56,6 +56,18 @@ _ALL = (
     Kernel("psf_stamps", "stamps.cu", block=128, max_registers=80, max_shared=46 * 1024),
     Kernel("gaussian_stamps", "stamps.cu", block=128, max_registers=64, max_shared=46 * 1024),
     Kernel("render_tiles", "render.cu", block=256, max_registers=64),
+    Kernel("link_cells", "neighbours.cu", block=128, max_registers=64),
+    Kernel("flatten_links", "neighbours.cu", block=256, max_registers=32),
+    Kernel("list_neighbours", "neighbours.cu", block=128, max_registers=64),
+    Kernel("optimal_sums", "optimal.cu", block=128, max_registers=96),
+    Kernel("member_sums", "group_fit.cu", block=128, max_registers=96),
+    Kernel("pair_products", "group_fit.cu", block=128, max_registers=96),
+    Kernel("group_residuals", "group_fit.cu", block=128, max_registers=96),
+    Kernel("group_totals", "blocks.cu", block=256, max_registers=32),
+    Kernel("list_systems", "blocks.cu", block=128, max_registers=64),
+    Kernel("invert_systems", "blocks.cu", block=256, max_registers=80),
+    Kernel("left_of_equations", "blocks.cu", block=128, max_registers=64),
+    Kernel("add_inverse_product", "blocks.cu", block=128, max_registers=64),
     Kernel("aperture_sums", "aperture.cu", block=128, max_registers=96, max_shared=46 * 1024),
 )
 

@@ -1,0 +1,35 @@
+"""What both backends need to agree on about groups: how sources are linked, and solved for."""
+
+CELL = 0.7
+"""Side of a cell in linking radii: below 1 / sqrt(2), so that all sources of a cell are linked."""
+
+REACH = 2
+"""Linked sources lie at most so many cells apart, along rows and columns."""
+
+MAX_CELL = 2**30
+"""Sources so many cells from the origin are off any image, and stay alone."""
+
+MIN_RADIUS = 1e-3
+"""In pixels; below it, cells of a whole image could not be numbered."""
+
+MAX_PER_PIXEL = 16
+"""More sources of one group on one pixel are not told apart: the rest of them is given up."""
+
+MAX_DENSE = 64
+"""Members of the largest group that is solved at once; larger ones are cut into blocks."""
+
+CORE = 32
+"""Side of the core of a block, in pixels."""
+
+MAX_BLOCK = 4096
+"""Members of a block; a core with more around it, over half a star a pixel, is given up."""
+
+SWEEPS = 3
+"""Rounds of solving for what is left of the right-hand sides."""
+
+MIN_PIVOT = 1e-13
+"""Squared pivots of a matrix with unit diagonal are not let below it, which is about the rounding
+error of a large one."""
+
+MAX_INFLATION = 1e8
+"""A flux whose variance the other members of its group inflate more than so is not determined."""
