@@ -105,9 +105,7 @@ def test_groups(scene, backend, name, options):
 
 @pytest.mark.parametrize("group_sources", [False, True])
 def test_widths_that_vary_over_the_image(scene, backend, group_sources):
-    ours, reference = fit_both(
-        scene, backend, fwhm=width, aper=1.2, group_sources=group_sources
-    )
+    ours, reference = fit_both(scene, backend, fwhm=width, aper=1.2, group_sources=group_sources)
     if group_sources:
         rows = comparable(ours, 14, scene.image.shape)
     else:

@@ -1,4 +1,7 @@
-"""Solves of the normal equations of groups, in blocks if large; twin of ``numpy_backend.blocks``."""
+"""Solves of the normal equations of groups, in blocks if large.
+
+Twin of ``numpy_backend.blocks``.
+"""
 
 from __future__ import annotations
 
@@ -136,9 +139,7 @@ class _Systems:
 def _list_systems(equations: NormalEquations, x: Any, y: Any, halo: Any) -> _Systems:
     begin, end = equations.group_begin, equations.group_end
     is_block = end - begin > MAX_DENSE
-    cells = [
-        cupy.where(is_block, cupy.floor(v / CORE), 0).astype(cupy.int32) for v in (y, x)
-    ]
+    cells = [cupy.where(is_block, cupy.floor(v / CORE), 0).astype(cupy.int32) for v in (y, x)]
     core_order, system, core_begin = _cores(begin, *cells)
     n_systems = len(core_begin) - 1
     count, offset = cupy.empty(n_systems, cupy.int32), cupy.zeros(n_systems + 1, cupy.int64)
@@ -286,7 +287,9 @@ class _Border:
         """What the constant adds to the variances."""
         e, ratio = self._equations, self.response / self._pivot
         change, mixed = cupy.empty(len(ratio)), cupy.zeros(len(ratio))
-        subtract_product(e.neighbours, e.noise_products, e.noise, e.light_noise, self.response, change)
+        subtract_product(
+            e.neighbours, e.noise_products, e.noise, e.light_noise, self.response, change
+        )
         change = -change
         self._inverse.add_product(change, mixed)
         spread = self._total(e.own_noise) + self._total(self.response * (change - e.light_noise))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -153,9 +152,7 @@ def _make_members(
     """Members to fit, and which sources lie on pixels with too many, most of which are left out."""
     rank = cupy.empty(len(pos), cupy.int64)
     rank[pos.order] = cupy.arange(len(pos))
-    row, column = (
-        cupy.rint(cupy.where(wanted, v, 0)).astype(cupy.int64) for v in (pos.y, pos.x)
-    )
+    row, column = (cupy.rint(cupy.where(wanted, v, 0)).astype(cupy.int64) for v in (pos.y, pos.x))
     kept, crowded = _sparse(wanted, groups.id, row, column, rank)
     first = cupy.lexsort(cupy.stack([rank, groups.id, (~kept).astype(cupy.int64)]))
     source = first[: int(cupy.count_nonzero(kept))]
@@ -239,8 +236,10 @@ def _parts(members: _Members) -> Iterator[tuple[slice, int, int]]:
         cupy.stack([near.begin[cupy.asarray(starts)], near.end[cupy.asarray(stops - 1)]])
     )
     for start, stop, lowest, highest in zip(starts, stops, low, high, strict=True):
-        yield slice(int(start), int(stop)), min(int(lowest), int(start)), max(
-            int(highest), int(stop)
+        yield (
+            slice(int(start), int(stop)),
+            min(int(lowest), int(start)),
+            max(int(highest), int(stop)),
         )
 
 

@@ -135,8 +135,8 @@ class _Members:
         reach = [min(half, math.floor(self.r + 0.5)) for half in self.half]
         row, column = np.indices([2 * n + 1 for n in reach]).reshape(2, -1)
         row, column = row - reach[0], column - reach[1]
-        touched = np.hypot(np.maximum(abs(row) - 0.5, 0), np.maximum(abs(column) - 0.5, 0)) <= self.r
-        return row[touched], column[touched]
+        nearest = np.hypot(np.maximum(abs(row) - 0.5, 0), np.maximum(abs(column) - 0.5, 0))
+        return row[nearest <= self.r], column[nearest <= self.r]
 
     def in_circle(self, i: NDArray[np.intp]) -> NDArray[np.bool_]:
         """Which pixels of the disc lie within the radius of the members i; (n, T)."""
@@ -163,13 +163,11 @@ def _make_members(
     fwhm: NDArray[np.float64] | None,
 ) -> tuple[_Members, NDArray[np.intp]]:
     """Members to fit, and sources on pixels with too many of them, most of which are left out."""
-    row, column = np.rint(pos.y[rows]), np.rint(pos.x[rows])
-    seen = (np.abs(row - (frame.shape[0] - 1) / 2) < (frame.shape[0] - 1) / 2 + shape[0] // 2 + 1) & (
-        np.abs(column - (frame.shape[1] - 1) / 2) < (frame.shape[1] - 1) / 2 + shape[1] // 2 + 1
-    )
-    rows = rows[seen]
-    kept, crowded = _sparse(groups.id[rows], row[seen], column[seen])
-    crowded, rows = rows[crowded], rows[kept]
+    rows = rows[_reaches_image(frame, pos, rows, shape)]
+    row, column = (np.rint(v[rows]).astype(np.intp) for v in (pos.y, pos.x))
+    kept, crowded = _sparse(groups.id[rows], row, column)
+    left_out = rows[crowded]
+    rows, row, column = rows[kept], row[kept], column[kept]
     _, first, group = np.unique(groups.id[rows], return_index=True, return_inverse=True)
     group = np.argsort(np.argsort(first))[group]  # numbered in canonical order
     level = _group_mean(bg[rows], group)
@@ -177,8 +175,8 @@ def _make_members(
         source=rows,
         x=pos.x[rows],
         y=pos.y[rows],
-        row=row[seen][kept].astype(np.intp),
-        column=column[seen][kept].astype(np.intp),
+        row=row,
+        column=column,
         plane=pos.frame[rows].astype(np.intp),
         group=group,
         bg=level,
@@ -187,16 +185,27 @@ def _make_members(
         shape=shape,
         r=r,
     )
-    return members, crowded
+    return members, left_out
+
+
+def _reaches_image(
+    frame: Frame, pos: Positions, rows: NDArray[np.intp], shape: tuple[int, int]
+) -> NDArray[np.bool_]:
+    """Whether the stamps of sources have pixels in the image."""
+    reaches = np.ones(len(rows), np.bool_)
+    for v, size, length in zip((pos.y, pos.x), shape, frame.shape, strict=True):
+        pixel = np.rint(v[rows])
+        reaches &= (pixel >= -(size // 2)) & (pixel < length + size // 2)
+    return reaches
 
 
 def _sparse(
-    group: NDArray[np.int64], row: NDArray, column: NDArray
+    group: NDArray[np.int64], row: NDArray[np.intp], column: NDArray[np.intp]
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """The first `MAX_PER_PIXEL` members of a group on each pixel, and all on fuller ones."""
     by_pixel = np.lexsort((column, row, group))
     key = np.stack([group, row, column])[:, by_pixel]
-    start = np.flatnonzero(np.append(True, (np.diff(key) != 0).any(axis=0))[: len(group)])
+    start = np.flatnonzero((np.diff(key, prepend=-1 - key[:, :1]) != 0).any(axis=0))
     count = np.diff(start, append=len(group))
     kept, crowded = np.empty(len(group), np.bool_), np.empty(len(group), np.bool_)
     kept[by_pixel] = np.arange(len(group)) - np.repeat(start, count) < MAX_PER_PIXEL

@@ -80,12 +80,13 @@ def _link_cells(
     x: NDArray, y: NDArray, first: NDArray, count: NDArray, a: NDArray, b: NDArray, radius: float
 ) -> NDArray[np.intp]:
     """Component of every cell; sources are sorted by cell, and a, b are cells near each other."""
-    label = np.arange(len(first))
+    label: NDArray = np.arange(len(first))
     tested, n_tests = 0, FIRST_TESTS
     while len(a):
         linked = np.zeros(len(a), np.bool_)
         for part in chunks(len(a), n_tests, MAX_TESTS):
-            linked[part] = _any_within(x, y, first, count, a[part], b[part], tested, n_tests, radius)
+            cells = first, count, a[part], b[part]
+            linked[part] = _any_within(x, y, *cells, tested, n_tests, radius)
         graph = coo_array(
             (np.ones(np.count_nonzero(linked), np.bool_), (label[a[linked]], label[b[linked]])),
             shape=(len(first), len(first)),
@@ -162,9 +163,9 @@ def group_median(groups: Groups, values: NDArray[np.float64]) -> NDArray[np.floa
     count = np.bincount(groups.id[np.isfinite(values) & (groups.id > 0)], minlength=len(values) + 1)
     n = count[np.maximum(group, 0)]
     start = np.searchsorted(group, group)
-    middle = [order[start + np.maximum(n - 1 + k, 0) // 2] for k in (0, 1)]
+    low, high = (values[order[start + np.maximum(n - 1 + k, 0) // 2]] for k in (0, 1))
     median = np.full(len(values), np.nan)
-    median[order] = np.where((n > 0) & (group > 0), 0.5 * (values[middle[0]] + values[middle[1]]), np.nan)
+    median[order] = np.where((n > 0) & (group > 0), 0.5 * (low + high), np.nan)
     return median
 
 
