@@ -15,21 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from astropy.table import Table
 from numpy.typing import NDArray
 
 import gpuphot
 
-from . import harness
+from . import agreement, harness
 from .harness import Seconds
 from .references import stdpipe_measure
+from .report import as_markdown
 from .workloads import SIZES, Workload, build
 
-AGREEMENT = 1e-9
 AGREEMENT_SOURCES = 2000
-REFERENCE_NAMES = ("stdpipe", "photutils", "sep_x")
-STDPIPE_CALL = "photometry_measure.measure_objects(same arguments)"
-Measure = Callable[[Workload, NDArray[np.intp]], Any]
+LARGEST_GROUP = 500
+"""stdpipe's design matrix of such a group has members x pixels elements, and it makes several."""
+Measure = Callable[[Workload], Any]
 
 
 @dataclass(frozen=True)
@@ -41,11 +40,11 @@ class Reference:
     called : str
         Which functions of the package that is.
     measure : callable
-        Takes the workload and the rows of its table to measure, returns their fluxes.
+        Takes a workload, returns the fluxes of its sources.
     """
 
     called: str
-    measure: Callable[[Workload, NDArray[np.intp]], NDArray]
+    measure: Callable[[Workload], NDArray]
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,11 @@ class Row:
         Arguments of `measure_objects`, of types that JSON has.
     maps_given : bool
         Hand over background and noise map; else they are estimated in the call.
+    psf_given : bool
+        Hand over the workload's PSF model.
+    grouped : bool
+        Neighbours are measured together: to measure part of the sources, a reference needs all
+        of those in part of the image.
     references : dict of str to Reference
         By package; stdpipe is always there.
     """
@@ -67,7 +71,23 @@ class Row:
     title: str
     options: dict[str, Any]
     maps_given: bool = True
+    psf_given: bool = False
+    grouped: bool = False
     references: dict[str, Reference] = field(default_factory=dict)
+
+    def call(self) -> dict[str, Any]:
+        """What `Workload.arguments` takes."""
+        return {
+            "options": self.options, "maps_given": self.maps_given, "psf_given": self.psf_given
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a reference is to measure: some rows of a workload, as a workload of their own."""
+
+    rows: NDArray[np.intp]
+    workload: Workload
 
 
 def main(benchmark: str, rows: Sequence[Row]) -> None:
@@ -82,18 +102,19 @@ def main(benchmark: str, rows: Sequence[Row]) -> None:
         row.key: {name: reference.called for name, reference in row.references.items()}
         for row in rows
     }
+    report["largest_group"] = LARGEST_GROUP
     report["results"], report["memory"] = [], {}
     for name in arguments.workloads:
         _progress(f"{name}: peak memory")
         report["memory"][name] = harness.peak_memory_of_gpuphot(
             name,
             arguments.backend,
-            {row.key: {"options": row.options, "maps_given": row.maps_given} for row in rows},
+            {row.key: row.call() for row in rows},
         )
         workload = build(name)
         for row in rows:
             report["results"].append(_run(workload, row, arguments))
-    print(_as_markdown(report, rows))
+    print(as_markdown(report, {row.key: row.title for row in rows}))
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")
@@ -120,6 +141,13 @@ def _parser(benchmark: str, keys: list[str]) -> argparse.ArgumentParser:
         help="with background and noise map given, a reference measures no more than this and "
         "its time per source is scaled",
     )
+    parser.add_argument(
+        "--grouped-reference-sources",
+        type=int,
+        default=10_000,
+        help="where groups are fitted, a reference measures a corner of the image with no more "
+        "than this, for stdpipe keeps the distance of every pair",
+    )
     parser.add_argument("--backend", default="numpy", help="of gpuphot")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
     return parser
@@ -129,39 +157,60 @@ def _run(workload: Workload, row: Row, arguments: argparse.Namespace) -> dict[st
     """Check and time one row on one workload."""
     label = f"{workload.name}: {row.title}"
     _progress(f"{label}: agreement")
-    options = workload.arguments(row.options, row.maps_given)
     ours = partial(
         gpuphot.measure_objects,
         workload.table,
         workload.image,
-        **options,
+        **workload.arguments(**row.call()),
         backend=arguments.backend,
     )
-    others: dict[str, Measure] = {
-        name: reference.measure for name, reference in row.references.items()
-    }
-    stdpipe: Measure = partial(stdpipe_measure, arguments=options)
+    measures: dict[str, Measure] = {"stdpipe": partial(stdpipe_measure, row=row.call())}
+    measures |= {name: reference.measure for name, reference in row.references.items()}
     # These calls are the warm-up, too.
-    checked = workload.sample(AGREEMENT_SOURCES)
-    measured = ours()[checked]
-    agreement = _agreement(label, measured, stdpipe(workload, checked))
-    for name, measure in others.items():
-        agreement[name] = _typical_difference(measured, measure(workload, checked))
+    measured = ours()
+    if row.grouped and np.max(measured["group_size"]) > LARGEST_GROUP:
+        measures = {}
+    agreements: dict[str, Any] = {}
+    checked = _part(workload, row, AGREEMENT_SOURCES)
+    for name, measure in measures.items():
+        theirs = measure(checked.workload)
+        compare = (
+            partial(agreement.check, label) if name == "stdpipe" else agreement.typical_difference
+        )
+        agreements[name] = compare(measured[checked.rows], theirs)
 
     _progress(f"{label}: times")
     n = len(workload.table)
-    # Where a reference estimates the background, that takes most of the time, and differences of
-    # such times are too noisy to be scaled.
-    sources = workload.sample(min(n, arguments.reference_sources) if row.maps_given else n)
+    part = _part(workload, row, _n_timed(row, n, arguments))
     calls: dict[str, Callable[[], Seconds]] = {"gpuphot": partial(harness.timed, ours)}
-    for name, measure in {"stdpipe": stdpipe, **others}.items():
-        calls[name] = partial(_timed_reference, measure, workload, sources)
+    for name, measure in measures.items():
+        calls[name] = partial(_timed_reference, measure, part, row, n)
     repeats = dict.fromkeys(calls, arguments.reference_repeats or (3 if n <= 10_000 else 2))
     repeats["gpuphot"] = arguments.repeats
     summaries = {
         name: harness.summary(runs) for name, runs in harness.interleaved(calls, repeats).items()
     }
-    return _result(workload.name, row.key, n, len(sources), agreement, summaries)
+    return {
+        "grouped": row.grouped,
+        **_result(workload.name, row.key, n, len(part.rows), agreements, summaries),
+    }
+
+
+def _n_timed(row: Row, n: int, arguments: argparse.Namespace) -> int:
+    """How many sources a reference is to measure."""
+    if row.grouped:
+        return min(n, arguments.grouped_reference_sources)
+    # Where a reference estimates the background, that takes most of the time, and differences of
+    # such times are too noisy to be scaled.
+    return min(n, arguments.reference_sources) if row.maps_given else n
+
+
+def _part(workload: Workload, row: Row, n: int) -> Part:
+    """At most n sources: all over the image, or all of those in its corner."""
+    if row.grouped:
+        return Part(*workload.corner(n))
+    rows = workload.sample(n)
+    return Part(rows, workload.only(rows))
 
 
 def _result(
@@ -189,149 +238,20 @@ def _result(
     }
 
 
-def _timed_reference(measure: Measure, workload: Workload, sources: NDArray[np.intp]) -> Seconds:
-    """Time of a reference for all sources of the workload.
+def _timed_reference(measure: Measure, part: Part, row: Row, n: int) -> Seconds:
+    """Time of a reference for all n sources of the workload.
 
-    If it measures only some of them, what it takes beyond a call with one source, and nothing
-    else, is scaled: the cost of the image stays what it is.
+    If it measures a corner, its time is scaled by the number of sources: the image is scaled with
+    them. Else, what it takes beyond a call with one source, and nothing else, is scaled: the cost
+    of the image stays what it is.
     """
-    seconds = harness.timed(partial(measure, workload, sources))
-    n = len(workload.table)
-    if len(sources) == n:
+    seconds = harness.timed(partial(measure, part.workload))
+    if len(part.rows) == n:
         return seconds
-    image_only = harness.timed(partial(measure, workload, sources[:1]))
-    return seconds.extended(image_only, (n - 1) / (len(sources) - 1))
-
-
-def _agreement(label: str, ours: Table, theirs: Table) -> dict[str, Any]:
-    """Largest relative differences to stdpipe; ends the benchmark if one is too large."""
-    flux, fluxerr = np.asarray(theirs["flux"]), np.asarray(theirs["fluxerr"])
-    unit = {"flux": np.maximum(np.abs(flux), fluxerr), "fluxerr": fluxerr}
-    differences = {}
-    for name, scale in unit.items():
-        relative = np.abs(np.asarray(ours[name]) - np.asarray(theirs[name])) / scale
-        worst = int(np.argmax(np.where(np.isfinite(relative), relative, np.inf)))
-        differences[name] = float(relative[worst])
-        if not relative[worst] <= AGREEMENT:
-            raise SystemExit(
-                f"{label}: gpuphot and stdpipe disagree, nothing is timed: {name} differs by "
-                f"{relative[worst]:.2g} at x={ours['x'][worst]:.3f}, y={ours['y'][worst]:.3f}: "
-                f"{ours[name][worst]!r} and {theirs[name][worst]!r}; {AGREEMENT} is allowed"
-            )
-    if not np.array_equal(ours["flags"], theirs["flags"]):
-        raise SystemExit(f"{label}: gpuphot and stdpipe set different flags, nothing is timed")
-    return {"stdpipe": differences}
-
-
-def _typical_difference(ours: Table, flux: NDArray) -> float:
-    """Median difference of fluxes in units of their error: is it the same measurement at all?"""
-    return float(np.median(np.abs(flux - ours["flux"]) / ours["fluxerr"]))
-
-
-def _as_markdown(report: dict[str, Any], rows: Sequence[Row]) -> str:
-    titles = {row.key: row.title for row in rows}
-    parts = [
-        _machine_lines(report),
-        _time_table(report, titles),
-        _notes(report, titles),
-        "Microseconds of CPU per source, everything included:",
-        _cost_table(report, titles),
-        "Peak resident memory of a process that makes one call of gpuphot, GB:",
-        _memory_table(report, titles),
-    ]
-    return "\n\n".join(parts)
-
-
-def _machine_lines(report: dict[str, Any]) -> str:
-    machine = report["machine"]
-    versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
-    threads = ", ".join(f"{name}={value}" for name, value in report["threads"].items())
-    return (
-        f"`{report['command']}`, {report['date'][:10]}, backend {report['backend']['name']}; "
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['ram_bytes'] / 1e9:.0f} GB, "
-        f"{machine['os']}, load {machine['load_1min_at_start']:.1f}, {threads}; {versions}."
-    )
-
-
-def _time_table(report: dict[str, Any], titles: dict[str, str]) -> str:
-    head = ["workload", "row", "gpuphot CPU s", "min..max", "wall s", "sources/s"]
-    for name in REFERENCE_NAMES:
-        head += [f"{name} CPU s", "ratio"]
-    lines = []
-    for result in report["results"]:
-        ours = result["gpuphot"]
-        cpu = ours["cpu_s"]
-        line = [
-            result["workload"],
-            titles[result["row"]],
-            _figure(cpu["median"]),
-            f"{_figure(cpu['min'])}..{_figure(cpu['max'])}",
-            _figure(ours["wall_s"]["median"]),
-            f"{float(format(ours['sources_per_cpu_s'], '.3g')):,.0f}",
-        ]
-        for name in REFERENCE_NAMES:
-            mark = "~" if result["reference_sources"] < result["sources"] else ""
-            line += _reference_cells(result["references"].get(name), mark)
-        lines.append(line)
-    return harness.markdown_table(head, lines, n_text=2)
-
-
-def _reference_cells(reference: dict[str, Any] | None, mark: str) -> list[str]:
-    if reference is None:
-        return ["", ""]
-    seconds, ratio = reference["cpu_s"]["median"], reference["ratio"]
-    return [f"{mark}{_figure(seconds)}", f"{mark}{_figure(ratio)}x"]
-
-
-def _notes(report: dict[str, Any], titles: dict[str, str]) -> str:
-    results = report["results"]
-    worst = max(max(result["agreement"]["stdpipe"].values()) for result in results)
-    lines = [
-        f"- stdpipe: {STDPIPE_CALL}. Largest relative difference of a flux or error: {worst:.1e}."
-    ]
-    for key, title in titles.items():
-        for name, called in report["called"][key].items():
-            differences = [r["agreement"][name] for r in results if r["row"] == key]
-            lines.append(
-                f"- {title}, {name}: {called}. Fluxes differ by {max(differences):.1g} of their "
-                "error (median)."
-            )
-    scaled = {
-        f"- ~ at {r['workload']}: only {r['reference_sources']} of {r['sources']} sources were "
-        "measured. The time beyond a call with one source is scaled per source, that of this "
-        "call is not."
-        for r in results
-        if r["reference_sources"] < r["sources"]
-    }
-    lines += sorted(scaled)
-    return "Called, and checked against gpuphot:\n\n" + "\n".join(lines)
-
-
-def _cost_table(report: dict[str, Any], titles: dict[str, str]) -> str:
-    names = list(report["memory"])
-    cost = {
-        (result["row"], result["workload"]): 1e6 / result["gpuphot"]["sources_per_cpu_s"]
-        for result in report["results"]
-    }
-    lines = [
-        [title, *(_figure(cost[key, name]) for name in names)] for key, title in titles.items()
-    ]
-    return harness.markdown_table(["row", *names], lines, n_text=1)
-
-
-def _memory_table(report: dict[str, Any], titles: dict[str, str]) -> str:
-    memory = report["memory"]
-    before = [next(iter(peaks.values()))["before_bytes"] for peaks in memory.values()]
-    lines = [["before the call, inputs included", *(f"{value / 1e9:.2f}" for value in before)]]
-    for key, title in titles.items():
-        peaks = [memory[name][key]["peak_bytes"] for name in memory]
-        lines.append([title, *(f"{value / 1e9:.2f}" for value in peaks)])
-    return harness.markdown_table(["row", *memory], lines, n_text=1)
-
-
-def _figure(value: float) -> str:
-    """Three significant digits, without exponent."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    if row.grouped:
+        return seconds.extended(Seconds(0.0, 0.0), n / len(part.rows))
+    image_only = harness.timed(partial(measure, part.workload.only(np.arange(1))))
+    return seconds.extended(image_only, (n - 1) / (len(part.rows) - 1))
 
 
 def _progress(message: str) -> None:

@@ -1,8 +1,8 @@
-"""The nearest equivalents of aperture photometry in other packages, as functions.
+"""The nearest equivalents of `measure_objects` in other packages, as functions.
 
-Each takes a workload and the rows of its table to measure, and does all that the user of that
-package would have to do, the subtraction of the background included. Errors are computed too;
-what is returned is the fluxes.
+Each measures the sources of a workload and does all that the user of that package would have to
+do, the subtraction of the background included. Errors are computed too; what is returned is the
+fluxes.
 """
 
 from __future__ import annotations
@@ -20,19 +20,18 @@ from stdpipe import photometry_measure
 
 from .workloads import Workload
 
-Rows = NDArray[np.intp]
 MESH = 64
 
 
-def stdpipe_measure(workload: Workload, rows: Rows, arguments: dict[str, Any]) -> Table:
-    """Measure the same with stdpipe."""
-    table = workload.table[rows]
+def stdpipe_measure(workload: Workload, row: dict[str, Any]) -> Table:
+    """Measure the same with stdpipe; `row` is what `Workload.arguments` takes."""
+    table = workload.table.copy()
     table["bg_local"] = 0.0  # or else it truncates local backgrounds to integers
-    return photometry_measure.measure_objects(table, workload.image, **arguments)
+    return photometry_measure.measure_objects(table, workload.image, **workload.arguments(**row))
 
 
-def _positions(workload: Workload, rows: Rows) -> tuple[NDArray, NDArray]:
-    return np.asarray(workload.table["x"])[rows], np.asarray(workload.table["y"])[rows]
+def _positions(workload: Workload) -> tuple[NDArray, NDArray]:
+    return np.asarray(workload.table["x"]), np.asarray(workload.table["y"])
 
 
 def _photutils_sums(data: NDArray, err: NDArray, x: NDArray, y: NDArray, r: float) -> NDArray:
@@ -40,29 +39,29 @@ def _photutils_sums(data: NDArray, err: NDArray, x: NDArray, y: NDArray, r: floa
     return np.asarray(sums["aperture_sum"])
 
 
-def photutils_aperture(workload: Workload, rows: Rows) -> NDArray:
+def photutils_aperture(workload: Workload) -> NDArray:
     data = workload.image - workload.bg
-    return _photutils_sums(data, workload.err, *_positions(workload, rows), workload.fwhm)
+    return _photutils_sums(data, workload.err, *_positions(workload), workload.fwhm)
 
 
-def photutils_estimated(workload: Workload, rows: Rows) -> NDArray:
+def photutils_estimated(workload: Workload) -> NDArray:
     mesh = Background2D(workload.image, MESH, exclude_percentile=90)
     data, err = workload.image - mesh.background, mesh.background_rms
-    return _photutils_sums(data, err, *_positions(workload, rows), workload.fwhm)
+    return _photutils_sums(data, err, *_positions(workload), workload.fwhm)
 
 
-def photutils_annulus(workload: Workload, rows: Rows) -> NDArray:
+def photutils_annulus(workload: Workload) -> NDArray:
     data = workload.image - workload.bg
-    x, y = _positions(workload, rows)
+    x, y = _positions(workload)
     r = workload.fwhm
     level = LocalBackground(5 * r, 7 * r, bkg_estimator=ModeEstimatorBackground())(data, x, y)
     return _photutils_sums(data, workload.err, x, y, r) - level * np.pi * r**2
 
 
-def photutils_centroid(workload: Workload, rows: Rows) -> NDArray:
+def photutils_centroid(workload: Workload) -> NDArray:
     data = workload.image - workload.bg
     negative = data < 0
-    x, y = _positions(workload, rows)
+    x, y = _positions(workload)
     box = 2 * (int(np.ceil(workload.fwhm)) // 2) + 1
     for _ in range(3):
         new_x, new_y = centroid_sources(
@@ -73,20 +72,20 @@ def photutils_centroid(workload: Workload, rows: Rows) -> NDArray:
     return _photutils_sums(data, workload.err, x, y, workload.fwhm)
 
 
-def sep_aperture(workload: Workload, rows: Rows) -> NDArray:
+def sep_aperture(workload: Workload) -> NDArray:
     data = workload.image - workload.bg
-    return _sep_sums(data, workload.err, *_positions(workload, rows), workload.fwhm)
+    return _sep_sums(data, workload.err, *_positions(workload), workload.fwhm)
 
 
-def sep_estimated(workload: Workload, rows: Rows) -> NDArray:
+def sep_estimated(workload: Workload) -> NDArray:
     mesh = sep_x.Background(workload.image, bw=MESH, bh=MESH)
     data, err = workload.image - mesh.back(), mesh.rms()
-    return _sep_sums(data, err, *_positions(workload, rows), workload.fwhm)
+    return _sep_sums(data, err, *_positions(workload), workload.fwhm)
 
 
-def sep_annulus(workload: Workload, rows: Rows) -> NDArray:
+def sep_annulus(workload: Workload) -> NDArray:
     data = workload.image - workload.bg
-    x, y = _positions(workload, rows)
+    x, y = _positions(workload)
     r = workload.fwhm
     _, _, _, _, level, _ = sep_x.stats_circann(data, x, y, 5 * r, 7 * r, subpix=1)
     return _sep_sums(data, workload.err, x, y, r) - level * np.pi * r**2
@@ -94,4 +93,20 @@ def sep_annulus(workload: Workload, rows: Rows) -> NDArray:
 
 def _sep_sums(data: NDArray, err: NDArray, x: NDArray, y: NDArray, r: float) -> NDArray:
     flux, _, _ = sep_x.sum_circle(data, x, y, r, err=err, subpix=0)
+    return flux
+
+
+def sep_optimal(workload: Workload) -> NDArray:
+    return _sep_optimal_sums(workload, grouped=False)
+
+
+def sep_optimal_grouped(workload: Workload) -> NDArray:
+    return _sep_optimal_sums(workload, grouped=True)
+
+
+def _sep_optimal_sums(workload: Workload, grouped: bool) -> NDArray:
+    data, r = workload.image - workload.bg, workload.fwhm
+    flux, _, _ = sep_x.sum_circle_optimal(
+        data, *_positions(workload), r, r, err=workload.err, grouped=grouped
+    )
     return flux

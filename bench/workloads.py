@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,14 @@ from astropy.table import Table
 from numpy.typing import NDArray
 from scipy.special import erf
 
-SIZES = {"S": (1024, 1_000), "M": (2048, 10_000), "L": (4096, 100_000), "XL": (8192, 1_000_000)}
-"""Side in pixels and number of stars."""
+SIZES = {
+    "S": (1024, 1_000),
+    "M": (2048, 10_000),
+    "L": (4096, 100_000),
+    "XL": (8192, 1_000_000),
+    "P": (1500, 100_000),
+}
+"""Side in pixels and number of stars. In P, nearly all are linked to one group at 2 FWHM."""
 
 SEED = 20251
 FWHM = 3.0
@@ -22,6 +28,9 @@ SKY = 100.0
 FAINTEST, BRIGHTEST = 300.0, 1e6
 """Range of the stars' fluxes before scaling; the faintest have a signal-to-noise ratio of 5."""
 POSITION_ERROR = 0.2
+PSF_SIZE = 25
+PSF_VARIATION = 0.05
+"""How much wider than at the centre the stars of the PSF model are at the image's edges."""
 MARGIN = 30
 """Distance of all sources from the border in pixels: annuli of 7 FWHM lie inside the image."""
 
@@ -43,6 +52,9 @@ class Workload:
         Columns x and y: where the stars were "detected", off by `POSITION_ERROR`.
     fwhm : float
         Of the stars, in pixels.
+    psf : dict
+        A PSF model of degree 2 with a sample a pixel, like those of PSFEx. It has the stars' width
+        at the centre of the image; that it varies costs time, whether or not the stars vary.
     """
 
     name: str
@@ -51,15 +63,38 @@ class Workload:
     err: NDArray[np.float64]
     table: Table
     fwhm: float
+    psf: dict[str, Any]
 
-    def arguments(self, options: dict[str, Any], maps_given: bool) -> dict[str, Any]:
-        """Keyword arguments of `measure_objects`, with background and noise map if given."""
+    def arguments(
+        self, options: dict[str, Any], maps_given: bool, psf_given: bool = False
+    ) -> dict[str, Any]:
+        """Keyword arguments of `measure_objects`, with background, noise map and PSF if given."""
         maps = {"bg": self.bg, "err": self.err} if maps_given else {}
-        return {"fwhm": self.fwhm, **maps, **options}
+        psf = {"psf": self.psf} if psf_given else {}
+        return {"fwhm": self.fwhm, **maps, **psf, **options}
 
     def sample(self, n: int) -> NDArray[np.intp]:
         """At most n rows of the table, all over the image because positions are in random order."""
         return np.unique(np.linspace(0, len(self.table) - 1, n).astype(np.intp))
+
+    def only(self, rows: NDArray[np.intp]) -> Workload:
+        """The same image with some of the sources."""
+        return replace(self, table=self.table[rows])
+
+    def corner(self, n: int) -> tuple[NDArray[np.intp], Workload]:
+        """At most n sources, those in a square at the image's origin, and that part of the image.
+
+        They are as far from the border of that part as all sources are from that of the image.
+        """
+        reach = np.maximum(self.table["x"], self.table["y"])
+        if n >= len(reach):
+            return np.arange(len(reach)), self
+        side = int(np.partition(reach, n)[n]) + MARGIN
+        rows = np.flatnonzero(reach <= side - 1 - MARGIN)
+        image, bg, err = (
+            np.ascontiguousarray(plane[:side, :side]) for plane in (self.image, self.bg, self.err)
+        )
+        return rows, replace(self.only(rows), image=image, bg=bg, err=err)
 
 
 def build(name: str) -> Workload:
@@ -85,7 +120,7 @@ def make(name: str, side: int, n_stars: int) -> Workload:
         image[rows] += err[rows] * rng.standard_normal(image[rows].shape)
     error_x, error_y = POSITION_ERROR * rng.uniform(-1, 1, (2, n_stars))
     table = Table({"x": x + error_x, "y": y + error_y})
-    return Workload(name, image, bg, err, table, FWHM)
+    return Workload(name, image, bg, err, table, FWHM, _psf_model(side))
 
 
 def _power_law_fluxes(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
@@ -109,9 +144,26 @@ def _add_stars(image: NDArray, x: NDArray, y: NDArray, flux: NDArray) -> None:
         np.add.at(pixels, index.reshape(-1), stamps.reshape(-1))
 
 
-def _profile(distance: NDArray[np.float64]) -> NDArray[np.float64]:
+def _psf_model(side: int) -> dict[str, Any]:
+    """Gaussian stars that become wider towards the edges of an image of that side."""
+    offset = np.arange(PSF_SIZE) - PSF_SIZE // 2
+    narrow, wide = (_profile(offset, width * FWHM) for width in (1, 1 + PSF_VARIATION))
+    star = np.outer(narrow, narrow)
+    wider_in_x = np.outer(narrow, wide) - star
+    wider_in_y = np.outer(wide, narrow) - star
+    wider = np.outer(wide, wide) - star
+    # Of the terms 1, x, x^2, y, x y, y^2.
+    planes = [star, wider_in_x / 2, wider_in_x / 2, wider_in_y / 2, wider / 4, wider_in_y / 2]
+    return {
+        "data": np.array(planes, np.float32), "width": PSF_SIZE, "height": PSF_SIZE,
+        "ncoeffs": len(planes), "degree": 2, "sampling": 1.0, "fwhm": FWHM,
+        "x0": side / 2, "y0": side / 2, "sx": side / 2, "sy": side / 2,
+    }  # fmt: skip
+
+
+def _profile(distance: NDArray[np.float64], fwhm: float = FWHM) -> NDArray[np.float64]:
     """Share of a Gaussian star in a pixel column at that distance."""
-    unit = FWHM / (2 * np.sqrt(np.log(2)))
+    unit = fwhm / (2 * np.sqrt(np.log(2)))
     return (erf((distance + 0.5) / unit) - erf((distance - 0.5) / unit)) / 2
 
 

@@ -130,6 +130,12 @@ class _Members:
         return self.shape[0] // 2, self.shape[1] // 2
 
     @functools.cached_property
+    def stamp(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Rows and columns of the pixels of a stamp, from the pixel of the source."""
+        row, column = np.indices(self.shape).reshape(2, -1)
+        return row - self.half[0], column - self.half[1]
+
+    @functools.cached_property
     def disc(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Rows and columns (T,), from the pixel of a source, of all that its circle may hold."""
         reach = [min(half, math.floor(self.r + 0.5)) for half in self.half]
@@ -305,7 +311,7 @@ def _normal_equations(
     own = np.zeros((n, len(members.disc[0])), np.bool_)
     for band in _bands(members, i, j):
         k = np.arange(band.members.start, band.members.stop)
-        data, variance, usable = _stamp_pixels(frame, members, k)
+        data, variance, usable = _read_pixels(frame, members, k, members.stamp)
         union, earlier = _pixels_of_groups(members, k, band)
         union &= usable
         stars = np.union1d(k, j[band.ahead])
@@ -339,27 +345,42 @@ def _disc_in_stamp(members: _Members) -> NDArray[np.intp]:
     return (row + members.half[0]) * members.shape[1] + column + members.half[1]
 
 
-def _stamp_pixels(
-    frame: Frame, members: _Members, k: NDArray[np.intp]
+def _read_pixels(
+    frame: Frame,
+    members: _Members,
+    k: NDArray[np.intp],
+    offset: tuple[NDArray[np.intp], NDArray[np.intp]],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-    """Data without local background, variance, and which pixels are usable; (n, rows * columns).
+    """Data without local background, variance, and which pixels are usable.
 
-    Data and variance are 0 where a pixel is not usable.
+    Of the pixels at an offset, in rows and columns (T,), from those of the members k; (n, T). Data
+    and variance are 0 where a pixel is not usable.
     """
     height, width = frame.shape
-    row = (members.row[k] - members.half[0])[:, None] + np.arange(members.shape[0])
-    column = (members.column[k] - members.half[1])[:, None] + np.arange(members.shape[1])
-    in_image = ((row >= 0) & (row < height))[:, :, None] & (
-        ((column >= 0) & (column < width))[:, None, :]
+    first = (members.plane[k] * height + members.row[k]) * width + members.column[k]
+    index = first[:, None] + (offset[0] * width + offset[1])
+    usable = np.ones(index.shape, np.bool_)
+    cut = np.flatnonzero(
+        _crosses(members.row[k], offset[0], height) | _crosses(members.column[k], offset[1], width)
     )
-    first = (members.plane[k][:, None] * height + row) * width
-    index = np.where(in_image, first[:, :, None] + column[:, None, :], 0).reshape(len(k), -1)
-    usable = in_image.reshape(index.shape)
+    row, column = (
+        members.row[k[cut]][:, None] + offset[0],
+        members.column[k[cut]][:, None] + offset[1],
+    )
+    usable[cut] = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    index[cut] = np.where(usable[cut], index[cut], 0)
     data, err = frame.data.ravel().take(index), frame.err.ravel().take(index)
-    usable = usable & is_usable(frame.bad.ravel().take(index), err)
-    data = np.where(usable, data - members.bg[k, None], 0)
-    err = np.where(usable, err, 0)
-    return data, err * err, usable
+    usable &= is_usable(frame.bad.ravel().take(index), err)
+    data -= members.bg[k, None]
+    if not usable.all():
+        data[~usable] = err[~usable] = 0
+    return data, np.multiply(err, err, out=err), usable
+
+
+def _crosses(
+    position: NDArray[np.intp], offset: NDArray[np.intp], length: int
+) -> NDArray[np.bool_]:
+    return (position + offset.min() < 0) | (position + offset.max() >= length)
 
 
 def _pixels_of_groups(
@@ -441,18 +462,17 @@ def _residuals(
 ) -> NDArray[np.float64]:
     """Chi-squared of each member's own pixels, without what all members of its group put there."""
     chi2 = np.zeros(len(members))
-    disc = _disc_in_stamp(members)
     for band in _bands(members, i, j):
         k = np.arange(band.members.start, band.members.stop)
-        data, variance, _ = _stamp_pixels(frame, members, k)
+        data, variance, _ = _read_pixels(frame, members, k, members.disc)
         one = np.concatenate([k, band.around[0]])
         other = np.concatenate([k, band.around[1]])
         order = np.lexsort((other, one))
         light = _light_on_disc(members, psf, one[order], other[order], flux)
         start = np.flatnonzero(np.diff(one[order], prepend=-1))
-        residual = data[:, disc] - constant[k, None] - np.add.reduceat(light, start, axis=0)
+        residual = data - constant[k, None] - np.add.reduceat(light, start, axis=0)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            chi2[k] = row_sums(np.where(own[k], residual * residual / variance[:, disc], 0))
+            chi2[k] = row_sums(np.where(own[k], residual * residual / variance, 0))
     return chi2
 
 

@@ -78,6 +78,7 @@ def assert_close(results, expected):
     for name, one, other in zip(names, results, expected, strict=True):
         np.testing.assert_array_equal(np.isnan(one), np.isnan(other), name)
         absolute = 1e-9 * fluxerr if name == "flux" else 0
+        one, other = one.astype(float), other.astype(float)
         excess = np.abs(one - other) - 1e-9 * np.abs(other) - absolute
         assert np.nanmax(excess) <= 0, name
 

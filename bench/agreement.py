@@ -1,0 +1,82 @@
+"""Do gpuphot and a reference measure the same? A benchmark that cannot say so times nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from astropy.table import Table
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+ALLOWED = 1e-9
+EXACT = ("flags", "npix_optimal", "group_size")
+LEAST_SEPARATION = 0.3
+"""Of the members of a group, in pixels.
+
+Fluxes of sources that coincide more closely are ill-conditioned: rounding errors grow with the
+inverse square of the separation, and the more so where three come together.
+"""
+
+
+def check(label: str, ours: Table, theirs: Table) -> dict[str, float]:
+    """Compare the same sources; end the benchmark if they differ too much.
+
+    Returns
+    -------
+    dict
+        Largest relative difference by column, and the number of compared sources.
+    """
+    rows = comparable(ours, theirs)
+    ours, theirs = ours[rows], theirs[rows]
+    if len(rows) == 0:
+        raise SystemExit(f"{label}: there are no sources to compare, nothing is timed")
+    differences: dict[str, float] = {}
+    for name, scale in _scales(theirs).items():
+        relative = np.abs(np.asarray(ours[name]) - np.asarray(theirs[name])) / scale
+        worst = int(np.argmax(np.where(np.isfinite(relative), relative, np.inf)))
+        differences[name] = float(relative[worst])
+        if not relative[worst] <= ALLOWED:
+            raise SystemExit(
+                f"{label}: gpuphot and stdpipe disagree, nothing is timed: {name} differs by "
+                f"{relative[worst]:.2g} at x={ours['x'][worst]:.3f}, y={ours['y'][worst]:.3f}: "
+                f"{ours[name][worst]!r} and {theirs[name][worst]!r}; {ALLOWED} is allowed"
+            )
+    for name in EXACT:
+        if name in theirs.colnames and not np.array_equal(ours[name], theirs[name]):
+            raise SystemExit(f"{label}: {name} differs from stdpipe's, nothing is timed")
+    return {**differences, "sources": len(rows)}
+
+
+def comparable(ours: Table, theirs: Table) -> NDArray[np.intp]:
+    """Rows of which both must make the same: all, unless sources are fitted in groups.
+
+    If the reference measured a corner of the image only, groups at its edge lack members there;
+    a group of as many members in the corner as in the image consists of the same ones. Groups
+    with members that nearly coincide are left out.
+    """
+    if "group_id" not in theirs.colnames:
+        return np.arange(len(theirs))
+    complete = np.asarray(ours["group_size"]) == np.asarray(theirs["group_size"])
+    near = cKDTree(np.column_stack([theirs["x"], theirs["y"]])).query_pairs(
+        LEAST_SEPARATION, output_type="ndarray"
+    )
+    coincident = np.isin(theirs["group_id"], np.asarray(theirs["group_id"])[near])
+    return np.flatnonzero(complete & ~coincident)
+
+
+def _scales(theirs: Table) -> dict[str, Any]:
+    """What differences are relative to, by column."""
+    flux, fluxerr = np.asarray(theirs["flux"]), np.asarray(theirs["fluxerr"])
+    scales: dict[str, Any] = {"flux": np.maximum(np.abs(flux), fluxerr), "fluxerr": fluxerr}
+    for name in ("chi2_optimal", "norm_optimal"):
+        if name in theirs.colnames:
+            scales[name] = np.abs(np.asarray(theirs[name]))
+    if "x_orig" in theirs.colnames:
+        scales |= {"x": 1.0, "y": 1.0}
+    return scales
+
+
+def typical_difference(ours: Table, flux: NDArray) -> float:
+    """Median difference of fluxes in units of their error: is it the same measurement at all?"""
+    return float(np.median(np.abs(flux - ours["flux"]) / ours["fluxerr"]))
