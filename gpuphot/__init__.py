@@ -8,12 +8,17 @@ from ._version import __version__
 from .backend import Backend, BackendError, resolve_backend
 from .flags import Flag
 from .measure.objects import measure_objects
+from .models.psf import PSFModel, load_psf
+from .psf_builder import create_psf_model
 
 __all__ = [
     "Backend",
     "BackendError",
     "Flag",
+    "PSFModel",
     "__version__",
+    "create_psf_model",
+    "load_psf",
     "measure_objects",
     "resolve_backend",
 ]

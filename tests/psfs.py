@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from astropy.io import fits
 
-from gpuphot.models.psf import PSFModel
+from gpuphot.models.psf import as_psf_model
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -60,15 +61,42 @@ def load_psf(name):
     """A made-up or real model; the test is skipped if the file is not here."""
     if name in MADE_UP:
         return make_psf(*MADE_UP[name])
+    return pytest.importorskip("stdpipe.psf").load_psf(path_of(name))
+
+
+def path_of(name):
+    """The file of a real model; the test is skipped if it is not here."""
     path = DATA / REAL[name]
     if not path.exists():
         pytest.skip(f"{path.name} is not here")
-    return pytest.importorskip("stdpipe.psf").load_psf(path)
+    return path
+
+
+def write_psf_file(path, psf, **changes):
+    """Write a dictionary as PSFEx does; a keyword that changes to None is left out."""
+    planes = np.asarray(psf["data"], np.float32)
+    n_planes, height, width = planes.shape
+    column = fits.Column(
+        "PSF_MASK", f"{planes.size}E", dim=f"({width}, {height}, {n_planes})", array=planes[None]
+    )
+    table = fits.BinTableHDU.from_columns([column], name="PSF_DATA")
+    keywords = {
+        "POLNAXIS": 2, "POLNGRP": 1, "POLDEG1": psf["degree"],
+        "POLGRP1": 1, "POLNAME1": "X_IMAGE", "POLZERO1": psf["x0"], "POLSCAL1": psf["sx"],
+        "POLGRP2": 1, "POLNAME2": "Y_IMAGE", "POLZERO2": psf["y0"], "POLSCAL2": psf["sy"],
+        "PSF_FWHM": psf["fwhm"], "PSF_SAMP": psf["sampling"],
+        "PSFNAXIS": 3, "PSFAXIS1": width, "PSFAXIS2": height, "PSFAXIS3": n_planes,
+    }  # fmt: skip
+    for key, value in (keywords | changes).items():
+        if value is not None:
+            table.header[key] = value
+    fits.HDUList([fits.PrimaryHDU(), table]).writeto(path)
+    return path
 
 
 def model_of(psf):
     """The `PSFModel` of a dictionary, or of a FWHM."""
-    return PSFModel.from_psfex_dict(psf) if isinstance(psf, dict) else PSFModel.gaussian(psf)
+    return as_psf_model(psf)
 
 
 def stdpipe_stamps(psf, x, y):

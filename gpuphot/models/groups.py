@@ -24,12 +24,15 @@ CORE = 32
 MAX_BLOCK = 4096
 """Members of a block; a core with more around it, over half a star a pixel, is given up."""
 
-SWEEPS = 3
-"""Rounds of solving for what is left of the right-hand sides."""
+MAX_SWEEPS = 20
+"""Rounds of solving for what is left of the right-hand sides, at most."""
+
+NEGLIGIBLE_CHANGE = 1e-11
+"""A round that changes no flux by so much of its error is the last."""
 
 MIN_PIVOT = 1e-13
-"""Squared pivots of a matrix with unit diagonal are not let below it, which is about the rounding
-error of a large one."""
+"""Squared pivots of a matrix with unit diagonal are not let below it, about the rounding error of
+a large one: those of rows that depend on others are nothing but such errors."""
 
 MAX_INFLATION = 1e8
 """A flux whose variance the other members of its group inflate more than so is not determined."""
