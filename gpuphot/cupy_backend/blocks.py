@@ -5,13 +5,22 @@ Twin of ``numpy_backend.blocks``.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import cupy
 import numpy as np
 
-from gpuphot.models.groups import CORE, MAX_BLOCK, MAX_DENSE, MAX_INFLATION, MIN_PIVOT, SWEEPS
+from gpuphot.models.groups import (
+    CORE,
+    MAX_BLOCK,
+    MAX_DENSE,
+    MAX_INFLATION,
+    MAX_SWEEPS,
+    MIN_PIVOT,
+    NEGLIGIBLE_CHANGE,
+)
 
 from .launch import blocks, launch, workspace_items
 from .neighbours import Neighbours
@@ -88,8 +97,10 @@ def solve_groups(equations: NormalEquations, x: Any, y: Any, halo: Any) -> Group
     """
     systems = _list_systems(equations, x, y, halo)
     inverse = _Inverse(equations, systems)
-    flux = inverse.solve(equations.rhs)
     variance, inflation = inverse.variance, inverse.inflation
+    determined = (inflation <= MAX_INFLATION) & (variance > 0)
+    error = cupy.sqrt(cupy.where(determined, variance, cupy.inf))
+    flux = inverse.solve(equations.rhs, error)
     constant = cupy.zeros(len(x))
     if bool(equations.has_constant.any()):
         border = _Border(equations, inverse)
@@ -211,7 +222,8 @@ class _Inverse:
             (
                 *near.arguments, equations.products, equations.power, equations.noise_products,
                 equations.noise, systems.core_begin, systems.count, systems.list, systems.offset,
-                np.int32(n_systems), np.int32(largest), np.float64(MIN_PIVOT), workspace,
+                np.int32(n_systems), np.int32(largest), np.float64(MIN_PIVOT),
+                np.float64(MAX_INFLATION), workspace,
                 systems.inverse_offset, self._rows, self.variance, self.inflation,
             ),
         )  # fmt: skip
@@ -229,14 +241,19 @@ class _Inverse:
             ),
         )  # fmt: skip
 
-    def solve(self, rhs: Any) -> Any:
-        """Solution (M,) of the normal equations."""
-        solution = cupy.zeros(len(rhs))
+    def solve(self, rhs: Any, unit: Any) -> Any:
+        """Solution (M,) of the normal equations, as exact as the units of its elements ask for."""
+        solution, largest = cupy.zeros(len(rhs)), math.inf
         left = cupy.empty(len(rhs))
         e = self._equations
-        for _ in range(SWEEPS):
+        for _ in range(MAX_SWEEPS):
             subtract_product(e.neighbours, e.products, e.power, rhs, solution, left)
-            self.add_product(left, solution)
+            change = cupy.zeros(len(rhs))
+            self.add_product(left, change)
+            solution += change
+            before, largest = largest, float(cupy.abs(change / unit).max())
+            if not NEGLIGIBLE_CHANGE < largest < before / 2:
+                break
         return solution
 
 
@@ -263,7 +280,9 @@ class _Border:
 
     def __init__(self, equations: NormalEquations, inverse: _Inverse) -> None:
         self._equations, self._inverse = equations, inverse
-        self.response = cupy.where(equations.has_constant, inverse.solve(equations.light), 0)
+        typical = equations.light / cupy.where(equations.power > 0, equations.power, 1)
+        unit = cupy.where(typical > 0, typical, cupy.inf)
+        self.response = cupy.where(equations.has_constant, inverse.solve(equations.light, unit), 0)
         area = self._total(equations.own_area)
         pivot = area - self._total(equations.light * self.response)
         # A group without pixels, or without a constant, has a constant of 0.

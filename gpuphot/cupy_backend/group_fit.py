@@ -10,7 +10,7 @@ import cupy
 import numpy as np
 
 from gpuphot.models.frame import Frame, Groups, OptimalSums, Positions
-from gpuphot.models.groups import MAX_PER_PIXEL
+from gpuphot.models.groups import CORE, MAX_PER_PIXEL
 from gpuphot.models.psf import PSFModel, gaussian_size
 
 from .blocks import NormalEquations, group_totals, solve_groups
@@ -198,7 +198,7 @@ def _sparse(wanted: Any, group: Any, row: Any, column: Any, rank: Any) -> tuple[
 def _fit(frame: Frame, members: _Members, psf: PSFModel) -> OptimalSums:
     """Optimal sums of the members."""
     equations = _normal_equations(frame, members, psf)
-    halo = 3.0 * cupy.maximum(members.half_row, members.half_column)
+    halo = cupy.maximum(3.0 * cupy.maximum(members.half_row, members.half_column), CORE)
     solution = solve_groups(equations, members.x, members.y, halo)
     chi2 = _residuals(frame, members, psf, solution.flux, solution.constant)
     totals = [

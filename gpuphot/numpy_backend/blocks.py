@@ -10,7 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 
-from gpuphot.models.groups import CORE, MAX_BLOCK, MAX_DENSE, MAX_INFLATION, MIN_PIVOT, SWEEPS
+from gpuphot.models.groups import (
+    CORE,
+    MAX_BLOCK,
+    MAX_DENSE,
+    MAX_INFLATION,
+    MAX_SWEEPS,
+    MIN_PIVOT,
+    NEGLIGIBLE_CHANGE,
+)
 
 from .chunks import chunks
 from .sums import group_sums, row_sums
@@ -68,8 +76,10 @@ def cholesky_solve(
 def inverse_factor(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     """Inverse L^-1 of the Cholesky factor of n matrices with unit diagonal, M = L L^T.
 
-    Squared pivots below `MIN_PIVOT` are raised to it: a row that depends on earlier ones, or is
-    empty, makes large numbers where it is involved, and leaves the others alone.
+    A row that depends on earlier ones has a squared pivot next to nothing. Those below
+    1 / `MAX_INFLATION` are left out of what follows: `is_dependent` tells them. Their own rows of
+    the result say how they depend on others; without them, the rest is the inverse factor of the
+    matrix without them.
 
     Works by halves, so that nearly all of it is products of matrices.
 
@@ -81,7 +91,7 @@ def inverse_factor(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     Returns
     -------
     (n, m, m) float64 array
-        Lower triangular. The inverse of the matrix is its transpose times itself.
+        Lower triangular.
     """
     m = matrix.shape[1]
     if m <= SMALL:
@@ -89,12 +99,18 @@ def inverse_factor(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     half = m // 2
     inverse = np.zeros(matrix.shape)
     upper_left = inverse_factor(matrix[:, :half, :half])
-    below = matrix[:, half:, :half] @ upper_left.swapaxes(1, 2)
+    independent = np.where(is_dependent(upper_left)[:, :, None], 0, upper_left)
+    below = matrix[:, half:, :half] @ independent.swapaxes(1, 2)
     lower_right = inverse_factor(matrix[:, half:, half:] - below @ below.swapaxes(1, 2))
     inverse[:, :half, :half] = upper_left
     inverse[:, half:, half:] = lower_right
-    inverse[:, half:, :half] = -lower_right @ (below @ upper_left)
+    inverse[:, half:, :half] = -lower_right @ (below @ independent)
     return inverse
+
+
+def is_dependent(factor: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which rows (n, m) of inverse factors depend on earlier ones."""
+    return np.square(np.einsum("nkk->nk", factor)) > MAX_INFLATION
 
 
 def _small_inverse_factor(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -104,10 +120,11 @@ def _small_inverse_factor(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     inverse = np.zeros(factor.shape)
     for j in range(m):
         pivot = np.sqrt(np.maximum(factor[j, j], MIN_PIVOT))
-        below = factor[j + 1 :, j] / pivot
-        factor[j + 1 :, j + 1 :] -= below[:, None] * below
         inverse[j, j] += 1
         inverse[j] /= pivot
+        dependent = np.square(inverse[j, j]) > MAX_INFLATION
+        below = np.where(dependent, 0, factor[j + 1 :, j] / pivot)
+        factor[j + 1 :, j + 1 :] -= below[:, None] * below
         inverse[j + 1 :] -= below[:, None] * inverse[j]
     return inverse.transpose(2, 0, 1)
 
@@ -154,7 +171,8 @@ class NormalEquations:
 class GroupSolution:
     """Fluxes of M members, their variances, and the constant of their groups.
 
-    `singular` are those whose variance the others inflate more than `MAX_INFLATION` times.
+    `singular` are those whose variance the others inflate more than `MAX_INFLATION` times. Of
+    members that coincide, the last ones have a flux of 0, the first one that of all.
     """
 
     flux: NDArray[np.float64]
@@ -170,9 +188,9 @@ def solve_groups(
 
     A group of up to 64 members is one dense system. Larger ones are cut into cores of 32 pixels:
     the members of a core and those up to `halo` around it make a dense system, whose solution
-    counts for the core. What is left of the right-hand sides then is solved for again, in
-    `SWEEPS` rounds; for small groups these polish the rounding errors. The constant of a group
-    is a border around its matrix, eliminated at the end.
+    counts for the core. What is left of the right-hand sides then is solved for again, round by
+    round; for small groups this polishes the rounding errors. The constant of a group is a
+    border around its matrix, eliminated at the end.
 
     Parameters
     ----------
@@ -180,7 +198,7 @@ def solve_groups(
     x, y : (M,) float64 arrays
         Positions of the members.
     halo : float
-        In pixels. Beyond it a member's inverse must be negligible, which three half stamps are.
+        In pixels. The variances leave out what the inverse has beyond it.
 
     Returns
     -------
@@ -195,7 +213,9 @@ def solve_groups(
         systems.append((members, inverse))
         core = members[:, :n_core]
         variance[core], inflation[core] = core_variance, core_inflation
-    flux = _sweep(systems, normal, equations.rhs)
+    determined = (inflation <= MAX_INFLATION) & (variance > 0)
+    error = np.sqrt(np.where(determined, variance, np.inf))
+    flux = _sweep(systems, normal, equations.rhs, error)
     constant = np.zeros(len(x))
     if equations.has_constant.any():
         with_constant = _Border(equations, systems, normal, noise)
@@ -207,9 +227,7 @@ def solve_groups(
     return GroupSolution(flux, np.maximum(variance, 0), constant, singular)
 
 
-def _symmetric(
-    equations: NormalEquations, off_diagonal: NDArray, diagonal: NDArray
-) -> csr_array:
+def _symmetric(equations: NormalEquations, off_diagonal: NDArray, diagonal: NDArray) -> csr_array:
     """Sparse matrix (M, M), the columns of each row in order."""
     n = len(diagonal)
     k = np.arange(n)
@@ -280,8 +298,9 @@ def _invert(
     np.divide(1, np.sqrt(diagonal), out=scale, where=diagonal > 0)
     matrix *= scale[:, :, None] * scale[:, None, :]
     factor = inverse_factor(matrix)
+    inflation = np.square(factor[:, :, :n_core]).sum(axis=1)
+    factor = np.where(is_dependent(factor)[:, :, None], 0, factor)
     inverse = factor[:, :, :n_core].swapaxes(1, 2) @ factor
-    inflation = np.einsum("nkk->nk", inverse[:, :, :n_core]).copy()
     inverse *= scale[:, :n_core, None] * scale[:, None, :]
     spread = inverse @ noise_matrix
     return inverse, _last_axis_sums(spread, inverse), inflation
@@ -303,15 +322,27 @@ def _dense(sparse: csr_array, members: NDArray[np.intp]) -> NDArray[np.float64]:
 
 
 def _sweep(
-    systems: list[tuple[NDArray[np.intp], NDArray]], normal: csr_array, rhs: NDArray[np.float64]
+    systems: list[tuple[NDArray[np.intp], NDArray]],
+    normal: csr_array,
+    rhs: NDArray[np.float64],
+    unit: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Solution (M,) of the normal equations."""
-    solution = np.zeros(len(rhs))
-    for _ in range(SWEEPS):
+    """Solution (M,) of the normal equations, as exact as the units of its elements ask for.
+
+    Ends when a round changes next to nothing, or does not change less than the one before: the
+    rest is rounding errors.
+    """
+    solution, largest = np.zeros(len(rhs)), np.inf
+    for _ in range(MAX_SWEEPS):
         left = rhs - normal @ solution
+        change = np.zeros(len(rhs))
         for members, inverse in systems:
             core = members[:, : inverse.shape[1]]
-            solution[core] += _last_axis_sums(inverse, left[members][:, None, :])
+            change[core] = _last_axis_sums(inverse, left[members][:, None, :])
+        solution += change
+        before, largest = largest, float(np.abs(change / unit).max(initial=0))
+        if not NEGLIGIBLE_CHANGE < largest < before / 2:
+            break
     return solution
 
 
@@ -340,8 +371,11 @@ class _Border:
         self._equations = equations
         self._systems = systems
         self._noise = noise
+        with np.errstate(divide="ignore", invalid="ignore"):
+            typical = equations.light / equations.power
+        unit = np.where(typical > 0, typical, np.inf)
         self.response = np.where(
-            equations.has_constant, _sweep(systems, normal, equations.light), 0
+            equations.has_constant, _sweep(systems, normal, equations.light, unit), 0
         )
         area = self._total(equations.own_area)
         pivot = area - self._total(equations.light * self.response)
@@ -370,7 +404,5 @@ class _Border:
         for members, inverse in self._systems:
             core = members[:, : inverse.shape[1]]
             mixed[core] = _last_axis_sums(inverse, change[members][:, None, :])
-        spread = self._total(e.own_noise) + self._total(
-            self.response * (change - e.light_noise)
-        )
+        spread = self._total(e.own_noise) + self._total(self.response * (change - e.light_noise))
         return 2 * ratio * mixed + ratio * ratio * spread

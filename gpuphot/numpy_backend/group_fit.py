@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuphot.models.frame import Frame, Groups, OptimalSums, Positions
-from gpuphot.models.groups import MAX_PER_PIXEL
+from gpuphot.models.groups import CORE, MAX_PER_PIXEL
 from gpuphot.models.psf import PSFModel
 
 from .blocks import NormalEquations, solve_groups
@@ -231,7 +231,7 @@ def _fit(frame: Frame, members: _Members, psf: PSFModel) -> OptimalSums:
     """Optimal sums of the members."""
     i, j = _all_pairs(members)
     equations, own = _normal_equations(frame, members, psf, i, j)
-    halo = 3 * max(members.half)
+    halo = max(3 * max(members.half), CORE)
     solution = solve_groups(equations, members.x, members.y, halo)
     chi2 = _residuals(frame, members, psf, i, j, own, solution.flux, solution.constant)
     npix = group_sums(equations.own_area, members.group)

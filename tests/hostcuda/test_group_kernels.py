@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import fields
 from unittest import mock
 
@@ -55,13 +56,28 @@ def fit(backend, case, n):
     return [ops.to_host(array) for array in arrays]
 
 
-def run(case, variant, schedule=None, n=40):
-    """The same from the stand-in, in blocks and with a workspace that suit few sources."""
+@contextmanager
+def small_blocks(backend, case):
+    """Groups are cut into blocks that suit few sources."""
     largest = CASES[case][2]
+    with (
+        mock.patch.multiple(f"gpuphot.{backend}_backend.blocks", MAX_DENSE=largest, CORE=10),
+        mock.patch(f"gpuphot.{backend}_backend.group_fit.CORE", 10),
+    ):
+        yield
+
+
+def expected(case):
+    with small_blocks("numpy", case):
+        return fit("numpy", case, 40)
+
+
+def run(case, variant, schedule=None, n=40):
+    """The same from the stand-in, with a workspace that suits few sources."""
     probe.find_gpu.cache_clear()
     with (
         standin.installed(),
-        mock.patch.multiple("gpuphot.cupy_backend.blocks", MAX_DENSE=largest, CORE=10),
+        small_blocks("cupy", case),
         mock.patch("gpuphot.cupy_backend.launch.MAX_WORKSPACE", 30_000),
     ):
         standin.machine.variant = variant
@@ -86,7 +102,7 @@ def assert_close(results, expected):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("variant", ["plain", "contracted"])
 def test_kernels_agree_with_numpy(case, variant):
-    assert_close(run(case, variant), fit("numpy", case, 40))
+    assert_close(run(case, variant), expected(case))
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -73,18 +73,27 @@ __device__ inline int place_of(int k, const int* members, int n_core, int n_memb
     return place < n_members && members[place] == k ? place : -1;
 }
 
+// Whether a row depends on earlier ones, from its pivot.
+__device__ inline bool is_dependent(double pivot, double max_inflation) {
+    return pivot * pivot * max_inflation < 1;
+}
+
 // Cholesky factor of a scaled matrix of unit diagonal, in its lower triangle, by the whole block.
-// Squared pivots are not let below min_pivot. pivot: shared
-__device__ inline void factorise(double* matrix, int m, double min_pivot, double* pivot) {
+// Squared pivots are not let below min_pivot. Rows that depend on earlier ones are left out of what
+// follows. pivot: shared
+__device__ inline void factorise(double* matrix, int m, double min_pivot, double max_inflation,
+                                 double* pivot) {
     for (int j = 0; j < m; ++j) {
         double* row_j = matrix + (long long)j * m;
         if (threadIdx.x == 0) row_j[j] = pivot[0] = sqrt(fmax(row_j[j], min_pivot));
         __syncthreads();
-        for (int i = j + 1 + threadIdx.x; i < m; i += BLOCK)
-            matrix[(long long)i * m + j] /= pivot[0];
+        const bool dependent = is_dependent(pivot[0], max_inflation);
+        for (int i = j + 1 + threadIdx.x; i < m; i += BLOCK) {
+            double& below = matrix[(long long)i * m + j];
+            below = dependent ? 0 : below / pivot[0];
+        }
         __syncthreads();
-        // Rows in pairs, a short one with a long one, so that all threads have work.
-        const int n = m - j - 1;
+        const int n = dependent ? 0 : m - j - 1;
         for (long long p = threadIdx.x; p < (long long)n * n; p += BLOCK) {
             const int i = j + 1 + (int)(p / n), l = j + 1 + (int)(p % n);
             if (l > i) continue;
@@ -95,17 +104,21 @@ __device__ inline void factorise(double* matrix, int m, double min_pivot, double
     }
 }
 
-// Row of the inverse from the factor, by a warp: L y = e, then L^T z = y.
-__device__ inline void inverse_row(const double* matrix, int m, int row, double* z) {
+// Row of the inverse from the factor, by a warp: L y = e, then L^T z = y without the rows that
+// depend on others. Returns the inflation of the row's variance, the sum of squares of y.
+__device__ inline double inverse_row(const double* matrix, int m, int row, double max_inflation,
+                                     double* z) {
     const int lane = threadIdx.x & 31;
     for (int i = lane; i < row; i += 32) z[i] = 0;
     __syncwarp();
+    double inflation = 0;
     for (int i = row; i < m; ++i) {
         const double* row_i = matrix + (long long)i * m;
         double sum = 0;
         for (int l = row + lane; l < i; l += 32) sum += row_i[l] * z[l];
-        sum = warp_sum(sum);
-        if (lane == 0) z[i] = ((i == row ? 1.0 : 0.0) - sum) / row_i[i];
+        const double y = ((i == row ? 1.0 : 0.0) - warp_sum(sum)) / row_i[i];
+        inflation += y * y;
+        if (lane == 0) z[i] = is_dependent(row_i[i], max_inflation) ? 0 : y;
         __syncwarp();
     }
     for (int i = m - 1; i >= 0; --i) {
@@ -116,6 +129,7 @@ __device__ inline void inverse_row(const double* matrix, int m, int row, double*
         if (lane == 0) z[i] = value;
         __syncwarp();
     }
+    return inflation;
 }
 
 // Rows of the inverse matrix for the core of each system, variances and their inflations. Blocks
@@ -129,8 +143,8 @@ extern "C" __global__ void __launch_bounds__(256, 3) invert_systems(
     const long long* offset, const int* list, const double* products, const double* power,
     const double* noise_products, const double* noise, const int* core_begin, const int* count,
     const int* members_of, const long long* members_offset, int n_systems, int max_count,
-    double min_pivot, double* workspace, const long long* inverse_offset, double* inverse,
-    double* variance, double* inflation) {
+    double min_pivot, double max_inflation, double* workspace, const long long* inverse_offset,
+    double* inverse, double* variance, double* inflation) {
     __shared__ double pivot[1];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     double* matrix = workspace + (long long)blockIdx.x * max_count * (max_count + 2LL);
@@ -160,12 +174,11 @@ extern "C" __global__ void __launch_bounds__(256, 3) invert_systems(
             }
         }
         __syncthreads();
-        factorise(matrix, m, min_pivot, pivot);
+        factorise(matrix, m, min_pivot, max_inflation, pivot);
         for (int c = warp; c < n_core; c += BLOCK / 32) {
             double* row = rows + (long long)c * m;
-            inverse_row(matrix, m, c, row);
-            if (lane == 0) inflation[members[c]] = row[c];
-            __syncwarp();
+            const double inflated = inverse_row(matrix, m, c, max_inflation, row);
+            if (lane == 0) inflation[members[c]] = inflated;
             for (int i = lane; i < m; i += 32) row[i] *= scale[c] * scale[i];
             __syncwarp();
             double sum = 0;
