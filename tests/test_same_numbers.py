@@ -10,6 +10,8 @@ from gpuphot.models.background import spline_surface
 from gpuphot.numpy_backend import primitives as numpy_ops
 
 from .scenes import frame_of, positions_of
+from .test_centroid import are_steady, centroids_of
+from .test_stamps import any_model
 
 pytestmark = [
     pytest.mark.parametrize("backend", ["cupy"], indirect=True),
@@ -121,3 +123,11 @@ def test_centroids(ops, both):
     host, device = both("com_centroid", 3, 4)
     for one, other in zip(host, device, strict=True):
         np.testing.assert_allclose(ops.to_host(other), one, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["constant", "degree 2, sampled 0.5", "gridded", 1.1, 3.3])
+def test_psf_centroids(ops, scene, name):
+    model = any_model(name)
+    steady = are_steady(scene, model, 3, 2)
+    host, device = (centroids_of(each, scene, model, 3, 2) for each in (numpy_ops, ops))
+    np.testing.assert_allclose(device[:, steady], host[:, steady], rtol=0, atol=1e-9)

@@ -4,7 +4,7 @@ import cupy as xp
 
 from .annulus import annulus_mode, annulus_polynomial
 from .aperture import aperture_sums
-from .centroid import com_centroid
+from .centroid import com_centroid, psf_centroid
 from .frame import load_image, subtract_background
 from .group_fit import grouped_optimal_sums
 from .launch import device_of, to_device, to_host
@@ -27,6 +27,7 @@ __all__ = [
     "load_image",
     "mesh_statistics",
     "optimal_sums",
+    "psf_centroid",
     "psf_stamps",
     "render_psf_image",
     "subtract_background",

@@ -18,9 +18,11 @@ MAX_SHIFT = 0.01
 """A position has converged when a step moves it by less, in pixels."""
 
 PSF_STEPS = 16
+"""A step with a PSF is itself a series of at most so many small ones. Weighting with the PSF halves
+the distance to the star, it does not jump to it."""
+
 PSF_MAX_SHIFT = 1e-4
-"""A step with a PSF is itself a series of at most so many, which ends with a shorter one than this.
-Weighting with the PSF halves the distance to the star, it does not jump to it."""
+"""A small step that is shorter ends the series."""
 
 MIN_PIXELS = 3
 """Usable pixels that a step with a PSF needs."""
@@ -55,7 +57,7 @@ def com_centroid(
     def step(plane: NDArray, x: NDArray, y: NDArray) -> tuple[NDArray, NDArray]:
         return _centre_of_mass(frame, plane, x, y, half_size)
 
-    return _iterate(frame, pos, step, half_size, half_size, n_iter)
+    return _iterate(frame, pos, step, half_size, n_iter, (2 * half_size + 1) ** 2)
 
 
 def psf_centroid(
@@ -75,7 +77,7 @@ def psf_centroid(
     psf : PSFModel
     half_size : int
         The box has ``2 * half_size + 1`` pixels a side, or as many as a stamp if that has more.
-        Without weight are pixels beyond the stamp.
+        Pixels beyond the stamp have no weight.
     n_iter : int
         At most this many steps; a step shorter than 0.01 pixels is the last.
 
@@ -87,17 +89,20 @@ def psf_centroid(
     half_stamp = max(psf.stamp_shape) // 2
 
     def step(plane: NDArray, x: NDArray, y: NDArray) -> tuple[NDArray, NDArray]:
-        return _converge(frame, plane, x, y, psf, max(half_size, half_stamp))
+        # Hardly any light moves a position very far.
+        with np.errstate(over="ignore", invalid="ignore"):
+            return _converge(frame, plane, x, y, psf, max(half_size, half_stamp))
 
-    return _iterate(frame, pos, step, half_size, half_stamp, n_iter)
+    # Many short calls make a step: they are worth it for chunks larger than the cache.
+    return _iterate(frame, pos, step, half_size, n_iter, (2 * half_stamp + 1) ** 2 // 4)
 
 
 def _iterate(
-    frame: Frame, pos: Positions, step: _Step, half_size: int, half_window: int, n_iter: int
+    frame: Frame, pos: Positions, step: _Step, half_size: int, n_iter: int, n_elements: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Positions after so many steps, which look at the pixels of a window."""
+    """Positions after so many steps, for chunks of sources with so many elements each."""
     x, y = pos.x.copy(), pos.y.copy()
-    for part in chunks(len(pos), (2 * half_window + 1) ** 2):
+    for part in chunks(len(pos), n_elements):
         i = pos.order[part]
         i = i[pos.valid[i] & _inside(frame, x[i], y[i], half_size)]
         for _ in range(n_iter):
@@ -154,51 +159,54 @@ def _converge(
     light = np.empty((*(2 * (length // 2) + 1 for length in psf.stamp_shape), len(i)))
     for _ in range(PSF_STEPS):
         stale = np.flatnonzero((column != np.rint(x)) | (row != np.rint(y)))
-        column[stale], row[stale] = np.rint(x[stale]), np.rint(y[stale])
-        light[..., stale] = _light_around(
-            frame, plane[stale], column[stale], row[stale], light.shape[:2], half_box
-        )
+        if len(stale):
+            column[stale], row[stale] = np.rint(x[stale]), np.rint(y[stale])
+            _read_light(light, stale, frame, plane, column, row, half_box)
         dx, dy = _offset(marginals(psf, light, x, y), x - column, y - row)
         x, y = x + dx, y + dy
         new_x[i], new_y[i] = x, y
         moving = np.flatnonzero(dx * dx + dy * dy >= PSF_MAX_SHIFT**2)
         if not len(moving):
             break
-        moving = _at_least_two(moving)
-        i, plane, x, y, column, row = (v[moving] for v in (i, plane, x, y, column, row))
-        light = light[..., moving]
+        if len(moving) < len(i):
+            moving = _at_least_two(moving)
+            i, plane, light = i[moving], plane[moving], light[..., moving]
+            x, y, column, row = (v[moving] for v in (x, y, column, row))
     return new_x, new_y
 
 
 def _at_least_two(rows: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Rows, a single one twice: sums over the pixels of one source alone would round differently."""
+    """Rows, a single one twice: sums over the pixels of a source alone would round differently."""
     return np.resize(rows, max(len(rows), 2))
 
 
-def _light_around(
+def _read_light(
+    light: NDArray,
+    i: NDArray[np.intp],
     frame: Frame,
     plane: NDArray,
     column: NDArray,
     row: NDArray,
-    shape: tuple[int, ...],
     half_box: int,
-) -> NDArray[np.float64]:
-    """Pixels around central ones, 0 if not usable; (rows, columns, n).
+) -> None:
+    """Read the pixels around the central ones of the sources i; 0 if they are not usable.
 
     NaN where the box leaves the image or has too few usable pixels.
     """
-    light = np.full((len(row), *shape), np.nan)
-    inside = np.flatnonzero(_inside(frame, column, row, half_box))
-    if len(inside):
-        plane, column, row = plane[inside], column[inside], row[inside]
-        usable = (_boxes(frame.bad, plane, column, row, half_box, half_box) & Bad.UNUSABLE) == 0
-        enough = np.count_nonzero(usable, axis=(1, 2)) >= MIN_PIXELS
-        half_y, half_x = shape[0] // 2, shape[1] // 2
-        margin_y, margin_x = half_box - half_y, half_box - half_x
-        usable = usable[:, margin_y : margin_y + shape[0], margin_x : margin_x + shape[1]]
-        pixels = _boxes(frame.data, plane, column, row, half_y, half_x)
-        light[inside[enough]] = np.where(usable, pixels, 0)[enough]
-    return light.transpose(1, 2, 0)
+    light[..., i] = np.nan
+    i = i[_inside(frame, column[i], row[i], half_box)]
+    if not len(i):
+        return
+    plane, column, row = plane[i], column[i], row[i]
+    bad = (_boxes(frame.bad, plane, column, row, half_box, half_box) & Bad.UNUSABLE) != 0
+    half_y, half_x = light.shape[0] // 2, light.shape[1] // 2
+    pixels = _boxes(frame.data, plane, column, row, half_y, half_x)
+    top, left = half_box - half_y, half_box - half_x
+    of_stamp = np.s_[:, top : top + light.shape[0], left : left + light.shape[1]]
+    np.copyto(pixels, 0, where=bad[of_stamp])
+    n_usable = bad[0].size - np.count_nonzero(bad, axis=(1, 2))
+    pixels[n_usable < MIN_PIXELS] = np.nan
+    light[..., i] = pixels.transpose(1, 2, 0)
 
 
 def _boxes(
@@ -218,11 +226,10 @@ def _gaussian_marginals(
 
     No stamp is made: what it is in a row is a factor of the sum.
     """
-    fwhm = np.full(len(x), psf.fwhm)
-    rows, columns = (
-        gaussian_profile(fwhm, v - np.rint(v), length // 2)
-        for v, length in zip((y, x), light.shape[:2], strict=True)
-    )
+    position = np.concatenate([y, x])
+    fwhm = np.full(len(position), psf.fwhm)
+    profiles = gaussian_profile(fwhm, position - np.rint(position), len(light) // 2)
+    rows, columns = np.hsplit(profiles, 2)
     of_rows = np.einsum("jin,in->jn", light, columns)
     of_columns = np.einsum("jin,jn->in", light, rows)
     of_rows *= rows
@@ -233,7 +240,7 @@ def _gaussian_marginals(
 def _resampled_marginals(
     psf: PSFModel, light: NDArray, x: NDArray, y: NDArray
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Sums of the light times the stamp over its rows and its columns, each of shape (length, n)."""
+    """The same for a model made of planes."""
     stamps = psf_stamps(psf, x, y, max(light.shape[:2]) // 2)
     weighted = np.multiply(light, stamps.transpose(1, 2, 0), order="C")
     return np.einsum("jin->jn", weighted), np.einsum("jin->in", weighted)

@@ -3,7 +3,8 @@
 A stamp of a model made of planes is their combination, resampled on the pixels of the image by a
 cubic spline. Both steps are linear, so the spline's prefilter is applied to the planes, once per
 model; and the resampling is separable: one set of weights along each axis, which depend on the
-phase of the position within its pixel only.
+phase of the position within its pixel only. Separable is also the light of the whole stamp, which
+is therefore known without the pixels that nobody asked for.
 """
 
 from __future__ import annotations
@@ -17,15 +18,19 @@ from numpy.typing import NDArray
 from scipy.special import erf
 
 from gpuphot.models import psf as models
-from gpuphot.models.psf import FWHM_PER_SIGMA, SPLINE_AFTER, SPLINE_BEFORE, PSFModel
+from gpuphot.models.psf import SPLINE_AFTER, SPLINE_BEFORE, PSFModel, gaussian_size
 
 from .chunks import chunks
 
 
 def psf_stamps(
-    psf: PSFModel, x: NDArray[np.float64], y: NDArray[np.float64]
+    psf: PSFModel,
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
+    half_size: int | None = None,
+    fwhm: NDArray[np.float64] | None = None,
 ) -> NDArray[np.float64]:
-    """Stamps of the PSF at positions, each of sum 1.
+    """Stamps of the PSF at positions, each of sum 1, or their central parts.
 
     The pixel (rows // 2, columns // 2) of a stamp is the image pixel that the position is
     rounded to, halves to even; the star is off its centre by what was rounded.
@@ -35,51 +40,99 @@ def psf_stamps(
     psf : PSFModel
     x, y : (N,) float64 arrays
         Positions in 0-based pixel centres.
+    half_size : int, optional
+        Return only the pixels up to so many rows and columns from the central one, in an array
+        of ``2 * half_size + 1`` pixels a side, or less where the whole stamp has less. Their
+        values are those that they have in the whole stamp.
+    fwhm : (N,) float64 array, optional
+        FWHM of each source's own Gaussian, in place of that of a Gaussian `psf`. Needs a
+        `half_size`, which then decides the shape alone: pixels beyond a source's own stamp are 0.
 
     Returns
     -------
     (N, rows, columns) float64 array
         NaN where the position is not finite.
     """
-    stamps = np.empty((len(x), *psf.stamp_shape))
+    stamps = np.empty((len(x), *_shape(psf, half_size, fwhm)))
     valid = np.isfinite(x) & np.isfinite(y)
     x, y = np.where(valid, x, 0), np.where(valid, y, 0)
-    make = _gaussian_stamps if psf.planes is None else _resampled_stamps
-    for part in chunks(len(x), _workspace(psf)):
-        make(psf, x[part], y[part], stamps[part])
+    if psf.planes is not None:
+        for part in chunks(len(x), _mean_workspace(psf, stamps.shape[1:])):
+            _resampled_stamps(psf, x[part], y[part], stamps[part])
+    else:
+        fwhm = np.full(len(x), psf.fwhm) if fwhm is None else fwhm
+        for part in chunks(len(x), math.prod(stamps.shape[1:])):
+            _gaussian_stamps(fwhm[part], x[part], y[part], stamps[part])
     stamps[~valid] = np.nan
     return stamps
 
 
-def _workspace(psf: PSFModel) -> int:
-    """Elements of the largest temporary array of one stamp."""
-    return math.prod(psf.stamp_shape if psf.planes is None else psf.planes.shape[1:])
+def _shape(psf: PSFModel, half_size: int | None, fwhm: NDArray | None) -> tuple[int, int]:
+    """Rows and columns of the pixels that are asked for."""
+    rows, columns = psf.stamp_shape
+    if half_size is None:
+        return rows, columns
+    if fwhm is not None:
+        return 2 * half_size + 1, 2 * half_size + 1
+    return 2 * min(half_size, rows // 2) + 1, 2 * min(half_size, columns // 2) + 1
 
 
-def _gaussian_stamps(psf: PSFModel, x: NDArray, y: NDArray, out: NDArray) -> None:
-    profile_y, profile_x = (_gaussian_profile(psf, v - np.rint(v)) for v in (y, x))
-    np.multiply(profile_y[:, :, None], profile_x[:, None, :], out=out)
+def _gaussian_stamps(fwhm: NDArray, x: NDArray, y: NDArray, out: NDArray) -> None:
+    rows, columns = (
+        gaussian_profile(fwhm, v - np.rint(v), length // 2).T
+        for v, length in zip((y, x), out.shape[1:], strict=True)
+    )
+    np.multiply(rows[:, :, None], columns[:, None, :], out=out)
 
 
-def _gaussian_profile(psf: PSFModel, phase: NDArray) -> NDArray[np.float64]:
-    """Integrals over the pixels of a row, of sum 1; (n, width)."""
-    sigma = psf.fwhm / FWHM_PER_SIGMA
-    edges = np.arange(psf.width + 1) - 0.5 - (psf.width // 2 + phase)[:, None]
-    profile = np.diff(0.5 * (1 + erf(edges / (math.sqrt(2) * sigma))), axis=1)
-    return profile / np.einsum("np->n", profile)[:, None]
+def gaussian_profile(
+    fwhm: NDArray[np.float64], phase: NDArray[np.float64], half_size: int
+) -> NDArray[np.float64]:
+    """Light of Gaussians in the pixels of a row, as a part of that in the row of a whole stamp.
+
+    Parameters
+    ----------
+    fwhm, phase : (n,) float64 arrays
+        Widths, and positions within the central pixel.
+    half_size : int
+        Pixels on either side of the central one.
+
+    Returns
+    -------
+    (2 * half_size + 1, n) float64 array
+    """
+    end = gaussian_size(fwhm) / 2
+    edges = np.clip(np.arange(-half_size, half_size + 2)[:, None] - 0.5, -end, end)
+    light = erf((np.vstack([edges, -end, end]) - phase) * (2 * math.sqrt(math.log(2)) / fwhm))
+    return np.diff(light[:-2], axis=0) / (light[-1] - light[-2])
+
+
+def _mean_workspace(psf: PSFModel, shape: tuple[int, ...]) -> int:
+    """Elements of a large temporary array of one stamp: there are nodes, rows and pixels."""
+    assert psf.planes is not None
+    height, width = (n + SPLINE_BEFORE + SPLINE_AFTER for n in psf.planes.shape[1:])
+    return (height * width + shape[0] * width + shape[0] * shape[1]) // 2
 
 
 def _resampled_stamps(psf: PSFModel, x: NDArray, y: NDArray, out: NDArray) -> None:
     n = len(x)
     # Sources lie along the last axis, whose length decides no rounding if it is not 1.
     x, y = (np.resize(v, max(n, 2)) for v in (x, y))
-    weights = _plane_weights(psf, x, y)
-    values = np.einsum("bn,bhw->hwn", weights, _spline_coefficients(psf))
-    for axis, v in enumerate((y, x)):
-        values = _resample(values, _grid(psf, axis), v - np.rint(v), axis)
-    total = np.einsum("hwn->n", values)
-    values /= np.where(np.isfinite(total) & (total > 0), total, 1)
-    out[...] = values.transpose(2, 0, 1)[:n]
+    nodes = np.einsum("bn,bhw->hwn", _plane_weights(psf, x, y), _spline_coefficients(psf))
+    rows, columns = (_taps(psf, axis, v - np.rint(v)) for axis, v in enumerate((y, x)))
+    # Sums of sums: the light of all pixels, made or not.
+    total = np.einsum("hn,hwn->wn", rows.sums(len(nodes)), nodes)
+    total = np.einsum("wn,wn->n", total, columns.sums(len(total)))
+    rows, columns = rows.central(out.shape[1]), columns.central(out.shape[2])
+    # Under one name, so that what is no longer needed makes room.
+    nodes = rows.resample(nodes[rows.span, columns.span])
+    nodes = columns.resample(nodes.swapaxes(0, 1)).swapaxes(0, 1)
+    nodes /= np.where(np.isfinite(total) & (total > 0), total, 1)
+    height, width = nodes.shape[:2]
+    out[:, :height, :width] = nodes.transpose(2, 0, 1)[:n]
+    # Behind the centre of a side of even length there is a pixel less than before it.
+    out[:, height:] = 0
+    out[:, :, width:] = 0
 
 
 @functools.lru_cache(maxsize=16)
@@ -156,19 +209,54 @@ def _cubic_spline(distance: NDArray) -> NDArray[np.float64]:
     return (outer * outer * outer - 4 * (inner * inner * inner)) / 6
 
 
+@dataclass(frozen=True)
+class _Taps:
+    """The spline nodes in the pixels along one axis of n stamps.
+
+    Attributes
+    ----------
+    first : (n_pixels,) integer array
+        First node of each pixel.
+    weights : (n_pixels, n_nodes, n) float64 array
+        Of the nodes from there on.
+    """
+
+    first: NDArray[np.intp]
+    weights: NDArray[np.float64]
+
+    @property
+    def span(self) -> slice:
+        """The nodes that are needed."""
+        return slice(self.first[0], self.first[-1] + self.weights.shape[1])
+
+    def central(self, length: int) -> _Taps:
+        """Those of so many pixels around the centre, as far as there are so many."""
+        start = len(self.first) // 2 - length // 2
+        return _Taps(self.first[start : start + length], self.weights[start : start + length])
+
+    def sums(self, length: int) -> NDArray[np.float64]:
+        """Sums over the pixels of each node's weights; (length, n)."""
+        sums = np.zeros((length, self.weights.shape[2]))
+        for first, weights in zip(self.first, self.weights, strict=True):
+            sums[first : first + len(weights)] += weights
+        return sums
+
+    def resample(self, nodes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Pixels along the first axis, made of the nodes of the span."""
+        pixels = np.empty((len(self.first), *nodes.shape[1:]))
+        for first, weights, out in zip(
+            self.first - self.first[0], self.weights, pixels, strict=True
+        ):
+            np.einsum("kn,kwn->wn", weights, nodes[first : first + len(weights)], out=out)
+        return pixels
+
+
+def _taps(psf: PSFModel, axis: int, phase: NDArray[np.float64]) -> _Taps:
+    grid = _grid(psf, axis)
+    return _Taps(grid.nodes[0], grid.weights(phase))
+
+
 @functools.lru_cache(maxsize=32)
 def _grid(psf: PSFModel, axis: int) -> _Grid:
     assert psf.planes is not None
     return _Grid(psf.stamp_shape[axis], psf.planes.shape[1 + axis], psf.n_sub, psf.sampling)
-
-
-def _resample(values: NDArray, grid: _Grid, phase: NDArray, axis: int) -> NDArray[np.float64]:
-    """Stamp pixels along one axis, made of the spline nodes there."""
-    values = values.swapaxes(0, axis)
-    weights = grid.weights(phase)
-    first, count = grid.nodes
-    pixels = np.empty((grid.n_pixels, *values.shape[1:]))
-    for j in range(grid.n_pixels):
-        nodes = values[first[j] : first[j] + count]
-        np.einsum("kn,kwn->wn", weights[j], nodes, out=pixels[j])
-    return pixels.swapaxes(0, axis)

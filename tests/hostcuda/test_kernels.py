@@ -16,7 +16,13 @@ from gpuphot.cupy_backend import probe
 from gpuphot.cupy_backend.kernels.registry import KERNELS
 
 from ..scenes import make_scene
-from . import build, standin, test_stamp_kernels
+from . import (
+    build,
+    standin,
+    test_group_kernels,
+    test_psf_centroid_kernels,
+    test_stamp_kernels,
+)
 from .sanitized import run_sanitized
 
 # Options of measure_objects that between them launch every kernel it has.
@@ -105,6 +111,10 @@ def test_every_kernel_was_executed(machine):
         measure(case)
     for name in test_stamp_kernels.MODELS:
         test_stamp_kernels.run(name, "plain")
+    for name in test_psf_centroid_kernels.MODELS:
+        test_psf_centroid_kernels.run(name, "plain")
+    for case in test_group_kernels.CASES:
+        test_group_kernels.run(case, "plain")
     executed = {name for name in KERNELS if build.executed[name]}
     print(f"{len(executed)} of {len(KERNELS)} registered kernels were executed")
     assert executed == set(KERNELS)

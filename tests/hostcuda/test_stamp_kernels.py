@@ -11,19 +11,24 @@ from gpuphot.numpy_backend.render import render_psf_image
 from gpuphot.numpy_backend.stamps import psf_stamps
 
 from ..psfs import awkward_positions, make_psf, model_of
+from ..test_stamps import central, gridded_model
 from . import standin
 from .sanitized import run_sanitized
 
 SHAPE = 40, 56
+HALF_SIZE = 3
 MODELS = {
     "block sums": (24, 20, 0.5, 2),
     "interpolated": (15, 17, 0.9, 1),
     "in tiles": (101, 60, 0.1, 1),
+    "gridded": None,
     "Gaussian": None,
 }
 
 
 def model(name):
+    if name == "gridded":
+        return gridded_model(24, 2)
     return model_of(2.1 if MODELS[name] is None else make_psf(*MODELS[name]))
 
 
@@ -43,10 +48,25 @@ def run(name, variant, schedule=None, n=50):
         ops = gpuphot.resolve_backend("cupy").primitives
         x, y, flux = (ops.to_device(values) for values in stars(n))
         stamps = ops.to_host(ops.psf_stamps(model(name), x, y))
+        part = ops.to_host(ops.psf_stamps(model(name), x, y, HALF_SIZE))
+        np.testing.assert_array_equal(part, central(stamps, HALF_SIZE))
         image = ops.to_host(ops.render_psf_image(SHAPE, model(name), x, y, flux))
         assert variant != "race" or standin.races() == []
     probe.find_gpu.cache_clear()
     return stamps, image
+
+
+def run_own_widths(variant, fwhm):
+    """Central parts of stamps of Gaussians of their own widths, from the stand-in."""
+    probe.find_gpu.cache_clear()
+    with standin.installed():
+        standin.machine.variant = variant
+        ops = gpuphot.resolve_backend("cupy").primitives
+        x, y, fwhm = (ops.to_device(values) for values in (*stars()[:2], fwhm))
+        stamps = ops.to_host(ops.psf_stamps(model("Gaussian"), x, y, HALF_SIZE, fwhm))
+        assert variant != "race" or standin.races() == []
+    probe.find_gpu.cache_clear()
+    return stamps
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -76,6 +96,15 @@ def test_kernels_agree_with_numpy(name, variant):
     np.testing.assert_allclose(
         image, expected_image, rtol=0, atol=1e-13 * np.abs(expected_image).max()
     )
+
+
+@pytest.mark.parametrize("variant", ["plain", "contracted", "race"])
+def test_widths_of_their_own(variant):
+    x, y, _ = stars()
+    fwhm = np.random.default_rng(2).uniform(0.4, 6, len(x))
+    expected = psf_stamps(model("Gaussian"), x, y, HALF_SIZE, fwhm)
+    stamps = run_own_widths(variant, fwhm)
+    np.testing.assert_allclose(stamps, expected, rtol=0, atol=1e-13 * np.nanmax(expected))
 
 
 @pytest.mark.parametrize("name", MODELS)

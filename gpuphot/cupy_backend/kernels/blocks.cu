@@ -8,7 +8,7 @@
 // Sums over each group, for every member of it. One warp per member, the first of its group works.
 //
 // values, total: (n); group_begin, group_end: (n)
-extern "C" __global__ void __launch_bounds__(256, 8) group_totals(
+extern "C" __global__ void __launch_bounds__(256, 5) group_totals(
     const double* values, const int* group_begin, const int* group_end, int n, double* total) {
     const int lane = threadIdx.x & 31;
     const long long member = (long long)blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5);
