@@ -9,6 +9,7 @@ from astropy.table import Table
 import gpuphot
 
 from .hostcuda import standin
+from .scenes import make_scene
 
 pytestmark = pytest.mark.parametrize("backend", ["cupy"], indirect=True)
 
@@ -19,7 +20,17 @@ OPTIONS = {
     "mode": {"bg": 100.0, "err": 3.0, "bkgann": (6.0, 10.0)},
     "plane": {"bg": 100.0, "err": 3.0, "bkgann": (6.0, 10.0), "bkg_order": 1},
     "filtered": {"bg": 100.0, "err": 3.0, "sn": 3, "keep_negative": False},
-}
+    "PSF centroids": {
+        "bg": 100.0, "err": 3.0, "fwhm": 3.0, "centroid_iter": 2, "centroid_method": "psf",
+    },
+    "optimal": {"bg": 100.0, "err": 3.0, "fwhm": 3.0, "optimal": True, "group_sources": False},
+}  # fmt: skip
+GROUPED = {"bg": 100.0, "err": 3.0, "fwhm": 2.0, "aper": 1.0, "optimal": True}
+
+
+def width(x, y):
+    """A FWHM that varies over the image."""
+    return 2.0 + np.asarray(x) / 1000
 
 
 @pytest.mark.parametrize("fresh", ["image", "mask", "bg", "err", "all"])
@@ -71,6 +82,26 @@ def test_the_host_visits_the_device_twice_and_once_for_the_mesh(scene, ops, back
     gpuphot.measure_objects(scene.table, image, **OPTIONS[case])
     assert standin.counters.device_to_host == 2 + (case == "estimated")
     assert standin.counters.synchronisations == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [GROUPED, GROUPED | {"bkgann": (6.0, 10.0)}, GROUPED | {"fwhm": width}],
+    ids=["constant width", "local backgrounds", "widths"],
+)
+@pytest.mark.fresh_seed
+def test_visits_of_grouped_fits_do_not_grow_with_the_sources(ops, backend, options, rng):
+    """Sizes, the ends of rounds of solving, results: 10 to 13 visits in ordinary scenes."""
+    if not standin.is_installed():
+        pytest.skip("visits are counted by the stand-in")
+    counted = []
+    for shape, n in (((90, 110), 100), ((240, 300), 400)):
+        scene = make_scene(rng.integers(1 << 30), shape=shape, n=n)
+        image = ops.to_device(scene.image)
+        standin.counters.reset()
+        gpuphot.measure_objects(scene.table, image, **options)
+        counted.append(standin.counters.device_to_host)
+    assert max(counted) <= 20
 
 
 @pytest.mark.fresh_seed
