@@ -35,7 +35,8 @@ _THRESHOLD = inspect.signature(detect_objects).parameters["threshold"].default
 # Arguments of measure_objects that the options set as they are.
 _PASSED_ON = (
     "aper", "bkgann", "bkg_order", "fwhm", "gain", "bg_size", "sn", "centroid_iter",
-    "keep_negative", "verbose", "backend",
+    "centroid_method", "psf", "optimal", "group_sources", "grouper_radius", "keep_negative",
+    "verbose", "backend",
 )  # fmt: skip
 
 _Errors = tuple[type[Exception], ...]
@@ -200,6 +201,25 @@ def _add_photometry_options(group: Any) -> None:
     group.add_argument(
         "--centroid-iter", type=int, metavar="N",
         help="steps of centroiding before the measurement (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--centroid-method", choices=("com", "psf"),
+        help="centre of mass, or weighted with --psf or a Gaussian of --fwhm (default: "
+        "%(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--optimal", action="store_true",
+        help="fit --psf or a Gaussian of --fwhm to the pixels up to --aper instead of summing them",
+    )  # fmt: skip
+    group.add_argument("--psf", type=Path, metavar="FILE", help="PSF model, a .psf file of PSFEx")
+    group.add_argument(
+        "--no-groups", action="store_false", dest="group_sources",
+        help="with --optimal: fit every object on its own, also in crowds",
+    )  # fmt: skip
+    group.add_argument(
+        "--grouper-radius", type=float, metavar="PIXELS",
+        help="with --optimal: objects so near each other are fitted together (default: twice "
+        "--aper)",
     )  # fmt: skip
     group.add_argument(
         "--gain", type=float, metavar="E_PER_COUNT",

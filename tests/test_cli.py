@@ -16,6 +16,8 @@ from gpuphot import BackendError, __version__, files, measure_objects
 from gpuphot.cli import main
 from gpuphot.cupy_backend import probe
 
+from .psfs import make_psf, write_psf_file
+
 SHAPE = (120, 100)
 X = np.array([20.25, 50.75, 80.0])
 Y = np.array([30.0, 60.5, 90.75])
@@ -227,6 +229,18 @@ def test_catalog_and_output_in_any_table_format_give_the_same_fluxes(
         (["--sn", "400"], {"sn": 400.0}),
         (["--bg", "2000", "--drop-negative"], {"bg": 2000.0, "keep_negative": False}),
         (["--backend", "numpy"], {"backend": "numpy"}),
+        (
+            ["--centroid-iter", "1", "--centroid-method", "psf", "--fwhm", "3"],
+            {"centroid_iter": 1, "centroid_method": "psf", "fwhm": 3.0},
+        ),
+        (
+            ["--optimal", "--fwhm", "3", "--grouper-radius", "4"],
+            {"optimal": True, "fwhm": 3.0, "grouper_radius": 4.0},
+        ),
+        (
+            ["--optimal", "--fwhm", "3", "--no-groups"],
+            {"optimal": True, "fwhm": 3.0, "group_sources": False},
+        ),
     ],
 )
 def test_options_act_as_the_arguments_of_measure_objects(
@@ -237,6 +251,18 @@ def test_options_act_as_the_arguments_of_measure_objects(
     assert measured.colnames == expected.colnames
     for name in expected.colnames:
         np.testing.assert_array_equal(measured[name], expected[name])
+
+
+def test_psf_model_is_read_from_a_file(tmp_path, image, pixels, catalog, out, capsys):
+    psf = tmp_path / "model.psf"
+    write_psf_file(psf, make_psf(25, 25, 1.0, 0))
+    options = ["--optimal", "--aper", "4", "--psf", psf]
+    assert run("measure", image, "--catalog", catalog, "-o", out, *options) == 0
+    expected = measure_objects(Table.read(catalog), pixels, aper=4, optimal=True, psf=psf)
+    np.testing.assert_array_equal(Table.read(out)["flux"], expected["flux"])
+    options[-1] = image
+    assert run("measure", image, "--catalog", catalog, "-o", tmp_path / "b.ecsv", *options) == 1
+    assert "--psf" in capsys.readouterr().err
 
 
 def test_mask_background_and_noise_may_be_images(tmp_path, image, pixels, catalog, out):
