@@ -10,7 +10,7 @@ import cupy
 import numpy as np
 
 from gpuphot.models.frame import Frame, Groups, OptimalSums, Positions
-from gpuphot.models.groups import CORE, MAX_PER_PIXEL
+from gpuphot.models.groups import CORE, CROWD, MAX_CROWD
 from gpuphot.models.psf import PSFModel, gaussian_size
 
 from .blocks import NormalEquations, group_totals, solve_groups
@@ -149,7 +149,7 @@ def _make_members(
     bg: Any,
     fwhm: Any | None,
 ) -> tuple[_Members, Any]:
-    """Members to fit, and which sources lie on pixels with too many, most of which are left out."""
+    """Members to fit, and which sources lie in crowds, most of which are left out."""
     rank = cupy.empty(len(pos), cupy.int64)
     rank[pos.order] = cupy.arange(len(pos))
     row, column = (cupy.rint(cupy.where(wanted, v, 0)).astype(cupy.int64) for v in (pos.y, pos.x))
@@ -182,16 +182,17 @@ def _make_members(
 
 
 def _sparse(wanted: Any, group: Any, row: Any, column: Any, rank: Any) -> tuple[Any, Any]:
-    """The first `MAX_PER_PIXEL` wanted sources of a group on each pixel, and all on fuller ones."""
-    keys = cupy.stack([rank, column, row, group, (~wanted).astype(cupy.int64)])
+    """The first `MAX_CROWD` wanted sources of a group in each square, and all in fuller ones."""
+    squares = column // CROWD, row // CROWD
+    keys = cupy.stack([rank, *squares, group, (~wanted).astype(cupy.int64)])
     order = cupy.lexsort(keys)
     sorted_keys = keys[1:, order]
     starts = cupy.ones(len(order), cupy.int64)
     starts[1:] = (sorted_keys[:, 1:] != sorted_keys[:, :-1]).any(axis=0)
     begin, end = runs(cupy.cumsum(starts))
     kept, crowded = cupy.empty(len(order), cupy.bool_), cupy.empty(len(order), cupy.bool_)
-    kept[order] = cupy.arange(len(order)) - begin < MAX_PER_PIXEL
-    crowded[order] = end - begin > MAX_PER_PIXEL
+    kept[order] = cupy.arange(len(order)) - begin < MAX_CROWD
+    crowded[order] = end - begin > MAX_CROWD
     return kept & wanted, crowded & wanted
 
 

@@ -12,8 +12,11 @@ MAX_CELL = 2**30
 MIN_RADIUS = 1e-3
 """In pixels; below it, cells of a whole image could not be numbered."""
 
-MAX_PER_PIXEL = 16
-"""More sources of one group on one pixel are not told apart: the rest of them is given up."""
+CROWD = 8
+"""Side of a square of pixels, and"""
+MAX_CROWD = 32
+"""how many members of a group in it are fitted. Where there are more, half a star a pixel, they
+cannot be told apart: all are given up, and the first ones fitted for the sake of others."""
 
 MAX_DENSE = 64
 """Members of the largest group that is solved at once; larger ones are cut into blocks."""

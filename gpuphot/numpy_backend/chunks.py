@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
@@ -27,6 +28,17 @@ def chunks(count: int, elements_per_item: int, workspace: int | None = None) -> 
     step = max(1, (workspace or WORKSPACE) // max(1, elements_per_item))
     for start in range(0, count, step):
         yield slice(start, min(start + step, count))
+
+
+def runs(elements: NDArray) -> Iterator[slice]:
+    """Slices of items of so many elements each, of about `WORKSPACE` elements or one item."""
+    end = np.cumsum(elements)
+    start = 0
+    while start < len(elements):
+        done = end[start] - elements[start]
+        stop = max(start + 1, int(np.searchsorted(end, done + WORKSPACE, side="right")))
+        yield slice(start, stop)
+        start = stop
 
 
 def bands(shape: tuple[int, ...]) -> Iterator[slice]:

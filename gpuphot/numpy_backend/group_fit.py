@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuphot.models.frame import Frame, Groups, OptimalSums, Positions
-from gpuphot.models.groups import CORE, MAX_PER_PIXEL
+from gpuphot.models.groups import CORE, CROWD, MAX_CROWD
 from gpuphot.models.psf import PSFModel
 
 from .blocks import NormalEquations, solve_groups
-from .chunks import chunks
+from .chunks import chunks, runs
 from .neighbours import overlapping_pairs
 from .optimal import by_stamp_shape, is_usable
 from .stamps import psf_stamps
@@ -168,7 +168,7 @@ def _make_members(
     bg: NDArray[np.float64],
     fwhm: NDArray[np.float64] | None,
 ) -> tuple[_Members, NDArray[np.intp]]:
-    """Members to fit, and sources on pixels with too many of them, most of which are left out."""
+    """Members to fit, and sources in crowds, most of which are left out."""
     rows = rows[_reaches_image(frame, pos, rows, shape)]
     row, column = (np.rint(v[rows]).astype(np.intp) for v in (pos.y, pos.x))
     kept, crowded = _sparse(groups.id[rows], row, column)
@@ -208,14 +208,16 @@ def _reaches_image(
 def _sparse(
     group: NDArray[np.int64], row: NDArray[np.intp], column: NDArray[np.intp]
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """The first `MAX_PER_PIXEL` members of a group on each pixel, and all on fuller ones."""
-    by_pixel = np.lexsort((column, row, group))
-    key = np.stack([group, row, column])[:, by_pixel]
-    start = np.flatnonzero((np.diff(key, prepend=-1 - key[:, :1]) != 0).any(axis=0))
+    """The first `MAX_CROWD` members of a group in each square, and all in fuller ones."""
+    row, column = row // CROWD, column // CROWD
+    by_square = np.lexsort((column, row, group))
+    key = np.stack([group, row, column])[:, by_square]
+    changed = (np.diff(key) != 0).any(axis=0)
+    start = np.flatnonzero(np.append(len(group) > 0, changed))
     count = np.diff(start, append=len(group))
     kept, crowded = np.empty(len(group), np.bool_), np.empty(len(group), np.bool_)
-    kept[by_pixel] = np.arange(len(group)) - np.repeat(start, count) < MAX_PER_PIXEL
-    crowded[by_pixel] = np.repeat(count, count) > MAX_PER_PIXEL
+    kept[by_square] = np.arange(len(group)) - np.repeat(start, count) < MAX_CROWD
+    crowded[by_square] = np.repeat(count, count) > MAX_CROWD
     return kept, crowded
 
 
@@ -464,36 +466,40 @@ def _residuals(
     chi2 = np.zeros(len(members))
     for band in _bands(members, i, j):
         k = np.arange(band.members.start, band.members.stop)
-        data, variance, _ = _read_pixels(frame, members, k, members.disc)
-        one = np.concatenate([k, band.around[0]])
-        other = np.concatenate([k, band.around[1]])
+        one, other = (np.concatenate([k, side]) for side in band.around)
         order = np.lexsort((other, one))
-        light = _light_on_disc(members, psf, one[order], other[order], flux)
-        start = np.flatnonzero(np.diff(one[order], prepend=-1))
-        residual = data - constant[k, None] - np.add.reduceat(light, start, axis=0)
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            chi2[k] = row_sums(np.where(own[k], residual * residual / variance, 0))
+        one, other = one[order], other[order]
+        stars = np.unique(other)
+        stamps = members.stamps(psf, stars) * flux[stars, None]
+        start = np.flatnonzero(np.diff(one, prepend=-1))
+        count = np.diff(start, append=len(one))
+        for part in runs(count * len(members.disc[0])):
+            pairs = slice(start[part.start], start[part.start] + int(count[part].sum()))
+            light = _light_on_disc(members, one[pairs], other[pairs], stars, stamps)
+            light = np.add.reduceat(light, start[part] - pairs.start, axis=0)
+            data, variance, _ = _read_pixels(frame, members, k[part], members.disc)
+            residual = data - constant[k[part], None] - light
+            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+                squares = np.where(own[k[part]], residual * residual / variance, 0)
+            chi2[k[part]] = row_sums(squares)
     return chi2
 
 
 def _light_on_disc(
     members: _Members,
-    psf: PSFModel,
     one: NDArray[np.intp],
     other: NDArray[np.intp],
-    flux: NDArray[np.float64],
+    stars: NDArray[np.intp],
+    stamps: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """What the members `other` put on the disc around the members `one`; (n, T)."""
+    """What the members `other` put on the discs around the members `one`; (n, T).
+
+    `stamps`, times their fluxes, are those of `stars`, which include them.
+    """
     n_rows, n_columns = members.shape
-    stars = np.unique(other)
-    stamps = members.stamps(psf, stars).ravel()
     disc_row, disc_column = members.disc
-    light = np.empty((len(one), len(disc_row)))
-    for part in chunks(len(one), len(disc_row)):
-        a, b = one[part], other[part]
-        row = (members.row[a] - members.row[b])[:, None] + disc_row + members.half[0]
-        column = (members.column[a] - members.column[b])[:, None] + disc_column + members.half[1]
-        hit = (row >= 0) & (row < n_rows) & (column >= 0) & (column < n_columns)
-        pixel = (np.searchsorted(stars, b)[:, None] * n_rows + row) * n_columns + column
-        light[part] = np.where(hit, stamps.take(np.where(hit, pixel, 0)), 0) * flux[b, None]
-    return light
+    row = (members.row[one] - members.row[other])[:, None] + disc_row + members.half[0]
+    column = (members.column[one] - members.column[other])[:, None] + disc_column + members.half[1]
+    hit = (row >= 0) & (row < n_rows) & (column >= 0) & (column < n_columns)
+    pixel = (np.searchsorted(stars, other)[:, None] * n_rows + row) * n_columns + column
+    return np.where(hit, stamps.ravel().take(np.where(hit, pixel, 0)), 0)
