@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import cupy
 import numpy as np
 
 from gpuphot.models.frame import Frame, Groups, OptimalSums, Positions
-from gpuphot.models.groups import CORE, CROWD, MAX_CROWD
+from gpuphot.models.groups import CORE
 from gpuphot.models.psf import PSFModel, gaussian_size
 
 from .blocks import NormalEquations, group_totals, solve_groups
 from .launch import launch, workspace_items
-from .neighbours import Neighbours, list_neighbours, runs
-from .stamps import psf_stamps
+from .members import Members, make_members, reaches_image
 
 _SMALLEST_CLASS = 8
 """Half size of stamps. Members with stamps up to it, up to twice it, and so on, are fitted apart,
@@ -39,9 +37,9 @@ def grouped_optimal_sums(
     half_row, half_column = (cupy.full(n, size // 2, cupy.int32) for size in psf.stamp_shape)
     if fwhm is not None:
         half_row = half_column = (gaussian_size(fwhm) // 2).astype(cupy.int32)
-    grouped = pos.valid & (groups.size > 1) & _reaches_image(frame, pos, half_row, half_column)
+    grouped = pos.valid & (groups.size > 1) & reaches_image(frame, pos, half_row, half_column)
     for of_class, half in _classes(grouped, half_row, half_column, fwhm is not None):
-        members, crowded = _make_members(
+        members, crowded = make_members(
             frame, pos, groups, of_class, half_row, half_column, half, r, bg, fwhm
         )
         singular |= crowded
@@ -51,16 +49,6 @@ def grouped_optimal_sums(
         npix[i], singular[i] = fit.npix, singular[i] | fit.singular
     flux, fluxerr = (cupy.where(singular, cupy.nan, values) for values in (flux, fluxerr))
     return OptimalSums(flux, fluxerr, npix, chi2, norm, singular)
-
-
-def _reaches_image(frame: Frame, pos: Positions, half_row: Any, half_column: Any) -> Any:
-    """Whether the stamps around valid positions have pixels in the image."""
-    height, width = frame.shape
-    row, column = cupy.rint(pos.y), cupy.rint(pos.x)
-    return (
-        (row >= -half_row) & (row < height + half_row)
-        & (column >= -half_column) & (column < width + half_column)
-    )  # fmt: skip
 
 
 def _classes(
@@ -83,120 +71,7 @@ def _classes(
         low, high = high, 2 * high
 
 
-@dataclass(frozen=True)
-class _Members:
-    """M members of groups, sorted by group and, in it, canonically.
-
-    Attributes
-    ----------
-    source : (M,) integer array
-        Their rows among all sources.
-    x, y, frame, row, column, half_row, half_column, group_begin, group_end : (M,) arrays
-        Positions, planes, pixels, half sizes of the stamps, members of each one's group.
-    level : (M,) float64 array
-        Mean local background of the group; 0 without.
-    fwhm : (M,) float64 array or None
-    neighbours : Neighbours
-    half : int
-        Largest half size of the stamps.
-    r : float
-    """
-
-    source: Any
-    x: Any
-    y: Any
-    frame: Any
-    row: Any
-    column: Any
-    half_row: Any
-    half_column: Any
-    group_begin: Any
-    group_end: Any
-    level: Any
-    fwhm: Any | None
-    neighbours: Neighbours
-    half: int
-    r: float
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    @property
-    def arguments(self) -> tuple[Any, ...]:
-        """As kernels take them."""
-        return (
-            self.x, self.y, self.frame, self.row, self.column, self.half_row, self.half_column,
-            self.level, *self.neighbours.arguments, np.float64(self.r),
-        )  # fmt: skip
-
-    def stamps(self, psf: PSFModel, part: slice) -> tuple[Any, tuple[Any, ...]]:
-        """Stamps of a run of members, and how kernels take them."""
-        fwhm = None if self.fwhm is None else self.fwhm[part]
-        stamps = psf_stamps(psf, self.x[part], self.y[part], self.half, fwhm)
-        _, rows, columns = stamps.shape
-        return stamps, (stamps, np.int32(part.start), np.int32(rows), np.int32(columns))
-
-
-def _make_members(
-    frame: Frame,
-    pos: Positions,
-    groups: Groups,
-    wanted: Any,
-    half_row: Any,
-    half_column: Any,
-    half: int,
-    r: float,
-    bg: Any,
-    fwhm: Any | None,
-) -> tuple[_Members, Any]:
-    """Members to fit, and which sources lie in crowds, most of which are left out."""
-    rank = cupy.empty(len(pos), cupy.int64)
-    rank[pos.order] = cupy.arange(len(pos))
-    row, column = (cupy.rint(cupy.where(wanted, v, 0)).astype(cupy.int64) for v in (pos.y, pos.x))
-    kept, crowded = _sparse(wanted, groups.id, row, column, rank)
-    first = cupy.lexsort(cupy.stack([rank, groups.id, (~kept).astype(cupy.int64)]))
-    source = first[: int(cupy.count_nonzero(kept))]
-    group_begin, group_end = (v.astype(cupy.int32) for v in runs(groups.id[source]))
-    row, column = (v[source].astype(cupy.int32) for v in (row, column))
-    half_row, half_column = half_row[source], half_column[source]
-    finite = cupy.isfinite(bg[source])
-    total = group_totals(cupy.where(finite, bg[source], 0), group_begin, group_end)
-    count = group_totals(finite.astype(cupy.float64), group_begin, group_end)
-    return _Members(
-        source=source,
-        x=pos.x[source],
-        y=pos.y[source],
-        frame=pos.frame[source],
-        row=row,
-        column=column,
-        half_row=half_row,
-        half_column=half_column,
-        group_begin=group_begin,
-        group_end=group_end,
-        level=total / cupy.maximum(count, 1),
-        fwhm=None if fwhm is None else fwhm[source],
-        neighbours=list_neighbours(row, column, half_row, half_column, group_begin, group_end),
-        half=half,
-        r=r,
-    ), crowded
-
-
-def _sparse(wanted: Any, group: Any, row: Any, column: Any, rank: Any) -> tuple[Any, Any]:
-    """The first `MAX_CROWD` wanted sources of a group in each square, and all in fuller ones."""
-    squares = column // CROWD, row // CROWD
-    keys = cupy.stack([rank, *squares, group, (~wanted).astype(cupy.int64)])
-    order = cupy.lexsort(keys)
-    sorted_keys = keys[1:, order]
-    starts = cupy.ones(len(order), cupy.int64)
-    starts[1:] = (sorted_keys[:, 1:] != sorted_keys[:, :-1]).any(axis=0)
-    begin, end = runs(cupy.cumsum(starts))
-    kept, crowded = cupy.empty(len(order), cupy.bool_), cupy.empty(len(order), cupy.bool_)
-    kept[order] = cupy.arange(len(order)) - begin < MAX_CROWD
-    crowded[order] = end - begin > MAX_CROWD
-    return kept & wanted, crowded & wanted
-
-
-def _fit(frame: Frame, members: _Members, psf: PSFModel) -> OptimalSums:
+def _fit(frame: Frame, members: Members, psf: PSFModel) -> OptimalSums:
     """Optimal sums of the members."""
     equations = _normal_equations(frame, members, psf)
     halo = cupy.maximum(3.0 * cupy.maximum(members.half_row, members.half_column), CORE)
@@ -220,7 +95,7 @@ def _fit(frame: Frame, members: _Members, psf: PSFModel) -> OptimalSums:
     )
 
 
-def _parts(members: _Members) -> Iterator[tuple[slice, int, int]]:
+def _parts(members: Members) -> Iterator[tuple[slice, int, int]]:
     """Runs of members, and those from which to which their neighbours reach.
 
     Stamps of members and neighbours are in memory at the same time.
@@ -249,7 +124,7 @@ def _image_arguments(frame: Frame) -> tuple[Any, ...]:
     return frame.data, frame.err, frame.bad, np.int32(height), np.int32(width)
 
 
-def _normal_equations(frame: Frame, members: _Members, psf: PSFModel) -> NormalEquations:
+def _normal_equations(frame: Frame, members: Members, psf: PSFModel) -> NormalEquations:
     """Sums over pixels that determine the fluxes."""
     n, near = len(members), members.neighbours
     names = ("power", "noise", "rhs", "light", "light_noise", "own_area", "own_data", "own_noise")
@@ -289,7 +164,7 @@ def _normal_equations(frame: Frame, members: _Members, psf: PSFModel) -> NormalE
     )
 
 
-def _residuals(frame: Frame, members: _Members, psf: PSFModel, flux: Any, constant: Any) -> Any:
+def _residuals(frame: Frame, members: Members, psf: PSFModel, flux: Any, constant: Any) -> Any:
     """Chi-squared of each member's own pixels, without what all members of its group put there."""
     chi2 = cupy.empty(len(members))
     for part, lowest, highest in _parts(members):

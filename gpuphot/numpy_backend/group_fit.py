@@ -7,7 +7,6 @@ are the sums over pixels: normal equations and residuals; `blocks` solves the eq
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,14 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuphot.models.frame import Frame, Groups, OptimalSums, Positions
-from gpuphot.models.groups import CORE, CROWD, MAX_CROWD
+from gpuphot.models.groups import CORE
 from gpuphot.models.psf import PSFModel
 
 from .blocks import NormalEquations, solve_groups
 from .chunks import chunks, runs
-from .neighbours import overlapping_pairs
+from .members import Members, all_pairs, make_members
 from .optimal import by_stamp_shape, is_usable
-from .stamps import psf_stamps
 from .sums import group_sums, row_sums
 
 BAND = 1 << 21
@@ -74,7 +72,7 @@ def grouped_optimal_sums(
     npix, singular = np.zeros(n, np.int64), np.zeros(n, np.bool_)
     rows = pos.order[(pos.valid & (groups.size > 1))[pos.order]]
     for shape, part in by_stamp_shape(psf, fwhm, rows):
-        members, crowded = _make_members(frame, pos, groups, part, shape, r, bg, fwhm)
+        members, crowded = make_members(frame, pos, groups, part, shape, r, bg, fwhm)
         singular[crowded] = True
         fit = _fit(frame, members, psf)
         i = members.source
@@ -85,153 +83,9 @@ def grouped_optimal_sums(
     return OptimalSums(flux, fluxerr, npix, chi2, norm, singular)
 
 
-@dataclass(frozen=True)
-class _Members:
-    """M members of groups in canonical order, all with stamps of one shape.
-
-    Attributes
-    ----------
-    source : (M,) integer array
-        Their rows among all sources.
-    x, y : (M,) float64 arrays
-    row, column : (M,) integer arrays
-        The pixels they lie on; rows of further planes of the frame follow each other.
-    group : (M,) integer array
-        From 0 on.
-    bg : (M,) float64 array
-        Mean local background of the group; 0 without.
-    has_constant : (M,) bool array
-        Whether a constant is fitted along.
-    fwhm : (M,) float64 array or None
-    shape : (int, int)
-        Of the stamps.
-    r : float
-    """
-
-    source: NDArray[np.intp]
-    x: NDArray[np.float64]
-    y: NDArray[np.float64]
-    row: NDArray[np.intp]
-    column: NDArray[np.intp]
-    plane: NDArray[np.intp]
-    group: NDArray[np.intp]
-    bg: NDArray[np.float64]
-    has_constant: NDArray[np.bool_]
-    fwhm: NDArray[np.float64] | None
-    shape: tuple[int, int]
-    r: float
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    @property
-    def half(self) -> tuple[int, int]:
-        """Rows and columns of a stamp on either side of its central pixel."""
-        return self.shape[0] // 2, self.shape[1] // 2
-
-    @functools.cached_property
-    def stamp(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Rows and columns of the pixels of a stamp, from the pixel of the source."""
-        row, column = np.indices(self.shape).reshape(2, -1)
-        return row - self.half[0], column - self.half[1]
-
-    @functools.cached_property
-    def disc(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Rows and columns (T,), from the pixel of a source, of all that its circle may hold."""
-        reach = [min(half, math.floor(self.r + 0.5)) for half in self.half]
-        row, column = np.indices([2 * n + 1 for n in reach]).reshape(2, -1)
-        row, column = row - reach[0], column - reach[1]
-        nearest = np.hypot(np.maximum(abs(row) - 0.5, 0), np.maximum(abs(column) - 0.5, 0))
-        return row[nearest <= self.r], column[nearest <= self.r]
-
-    def in_circle(self, i: NDArray[np.intp]) -> NDArray[np.bool_]:
-        """Which pixels of the disc lie within the radius of the members i; (n, T)."""
-        row, column = self.disc
-        dx = (self.column[i] - self.x[i])[:, None] + column
-        dy = (self.row[i] - self.y[i])[:, None] + row
-        return np.sqrt(dx * dx + dy * dy) <= self.r
-
-    def stamps(self, psf: PSFModel, i: NDArray[np.intp]) -> NDArray[np.float64]:
-        """Stamps of the members i, of shape (n, rows * columns)."""
-        half = max(self.half)
-        fwhm = None if self.fwhm is None else self.fwhm[i]
-        return psf_stamps(psf, self.x[i], self.y[i], half, fwhm).reshape(len(i), -1)
-
-
-def _make_members(
-    frame: Frame,
-    pos: Positions,
-    groups: Groups,
-    rows: NDArray[np.intp],
-    shape: tuple[int, int],
-    r: float,
-    bg: NDArray[np.float64],
-    fwhm: NDArray[np.float64] | None,
-) -> tuple[_Members, NDArray[np.intp]]:
-    """Members to fit, and sources in crowds, most of which are left out."""
-    rows = rows[_reaches_image(frame, pos, rows, shape)]
-    row, column = (np.rint(v[rows]).astype(np.intp) for v in (pos.y, pos.x))
-    kept, crowded = _sparse(groups.id[rows], row, column)
-    left_out = rows[crowded]
-    rows, row, column = rows[kept], row[kept], column[kept]
-    _, first, group = np.unique(groups.id[rows], return_index=True, return_inverse=True)
-    group = np.argsort(np.argsort(first))[group]  # numbered in canonical order
-    level = _group_mean(bg[rows], group)
-    members = _Members(
-        source=rows,
-        x=pos.x[rows],
-        y=pos.y[rows],
-        row=row,
-        column=column,
-        plane=pos.frame[rows].astype(np.intp),
-        group=group,
-        bg=level,
-        has_constant=level != 0,
-        fwhm=None if fwhm is None else fwhm[rows],
-        shape=shape,
-        r=r,
-    )
-    return members, left_out
-
-
-def _reaches_image(
-    frame: Frame, pos: Positions, rows: NDArray[np.intp], shape: tuple[int, int]
-) -> NDArray[np.bool_]:
-    """Whether the stamps of sources have pixels in the image."""
-    reaches = np.ones(len(rows), np.bool_)
-    for v, size, length in zip((pos.y, pos.x), shape, frame.shape, strict=True):
-        pixel = np.rint(v[rows])
-        reaches &= (pixel >= -(size // 2)) & (pixel < length + size // 2)
-    return reaches
-
-
-def _sparse(
-    group: NDArray[np.int64], row: NDArray[np.intp], column: NDArray[np.intp]
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """The first `MAX_CROWD` members of a group in each square, and all in fuller ones."""
-    row, column = row // CROWD, column // CROWD
-    by_square = np.lexsort((column, row, group))
-    key = np.stack([group, row, column])[:, by_square]
-    changed = (np.diff(key) != 0).any(axis=0)
-    start = np.flatnonzero(np.append(len(group) > 0, changed))
-    count = np.diff(start, append=len(group))
-    kept, crowded = np.empty(len(group), np.bool_), np.empty(len(group), np.bool_)
-    kept[by_square] = np.arange(len(group)) - np.repeat(start, count) < MAX_CROWD
-    crowded[by_square] = np.repeat(count, count) > MAX_CROWD
-    return kept, crowded
-
-
-def _group_mean(values: NDArray[np.float64], group: NDArray[np.intp]) -> NDArray[np.float64]:
-    """Mean of the finite values of each member's group; 0 if there is none."""
-    finite = np.isfinite(values)
-    total = group_sums(np.where(finite, values, 0), group)
-    count = group_sums(finite.astype(np.float64), group)
-    return (total / np.maximum(count, 1))[group]
-
-
-def _fit(frame: Frame, members: _Members, psf: PSFModel) -> OptimalSums:
+def _fit(frame: Frame, members: Members, psf: PSFModel) -> OptimalSums:
     """Optimal sums of the members."""
-    i, j = _all_pairs(members)
+    i, j = all_pairs(members)
     equations, own = _normal_equations(frame, members, psf, i, j)
     halo = max(3 * max(members.half), CORE)
     solution = solve_groups(equations, members.x, members.y, halo)
@@ -254,25 +108,6 @@ def _fit(frame: Frame, members: _Members, psf: PSFModel) -> OptimalSums:
     )
 
 
-def _all_pairs(members: _Members) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Pairs i < j of members of one group whose stamps overlap, sorted, found band by band."""
-    height, width = members.shape
-    line = members.row + members.plane * (int(members.row.max(initial=0)) + height)
-    pairs = []
-    for band in chunks(len(members), 1, BAND // 16):
-        stop = np.searchsorted(line, line[band.stop - 1] + height)
-        part = slice(band.start, stop)
-        i, j = overlapping_pairs(
-            line[part], members.column[part], members.group[part], (height, width)
-        )
-        mine = i < band.stop - band.start
-        pairs.append((i[mine] + band.start, j[mine] + band.start))
-    if not pairs:
-        return np.zeros(0, np.intp), np.zeros(0, np.intp)
-    i, j = (np.concatenate(side) for side in zip(*pairs, strict=True))
-    return i, j
-
-
 @dataclass(frozen=True)
 class _Band:
     """A run of members, and the pairs that one of them belongs to.
@@ -286,7 +121,7 @@ class _Band:
     around: tuple[NDArray[np.intp], NDArray[np.intp]]
 
 
-def _bands(members: _Members, i: NDArray[np.intp], j: NDArray[np.intp]) -> Iterator[_Band]:
+def _bands(members: Members, i: NDArray[np.intp], j: NDArray[np.intp]) -> Iterator[_Band]:
     by_j = np.argsort(j, kind="stable")
     sorted_j = j[by_j]
     for part in chunks(len(members), math.prod(members.shape), BAND):
@@ -299,7 +134,7 @@ def _bands(members: _Members, i: NDArray[np.intp], j: NDArray[np.intp]) -> Itera
 
 
 def _normal_equations(
-    frame: Frame, members: _Members, psf: PSFModel, i: NDArray[np.intp], j: NDArray[np.intp]
+    frame: Frame, members: Members, psf: PSFModel, i: NDArray[np.intp], j: NDArray[np.intp]
 ) -> tuple[NormalEquations, NDArray[np.bool_]]:
     """Sums over pixels that determine the fluxes, and each member's own pixels (M, T).
 
@@ -341,7 +176,7 @@ def _normal_equations(
     return equations, own
 
 
-def _disc_in_stamp(members: _Members) -> NDArray[np.intp]:
+def _disc_in_stamp(members: Members) -> NDArray[np.intp]:
     """Pixels of a flat stamp that the disc covers."""
     row, column = members.disc
     return (row + members.half[0]) * members.shape[1] + column + members.half[1]
@@ -349,7 +184,7 @@ def _disc_in_stamp(members: _Members) -> NDArray[np.intp]:
 
 def _read_pixels(
     frame: Frame,
-    members: _Members,
+    members: Members,
     k: NDArray[np.intp],
     offset: tuple[NDArray[np.intp], NDArray[np.intp]],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
@@ -386,7 +221,7 @@ def _crosses(
 
 
 def _pixels_of_groups(
-    members: _Members, k: NDArray[np.intp], band: _Band
+    members: Members, k: NDArray[np.intp], band: _Band
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Pixels on the stamps of the members k within the radius of any, or of an earlier, member.
 
@@ -411,7 +246,7 @@ def _pixels_of_groups(
 
 
 def _pair_products(
-    members: _Members,
+    members: Members,
     i: NDArray[np.intp],
     j: NDArray[np.intp],
     first: int,
@@ -454,7 +289,7 @@ def _flat(windows: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _residuals(
     frame: Frame,
-    members: _Members,
+    members: Members,
     psf: PSFModel,
     i: NDArray[np.intp],
     j: NDArray[np.intp],
@@ -486,7 +321,7 @@ def _residuals(
 
 
 def _light_on_disc(
-    members: _Members,
+    members: Members,
     one: NDArray[np.intp],
     other: NDArray[np.intp],
     stars: NDArray[np.intp],
