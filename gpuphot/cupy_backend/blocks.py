@@ -20,6 +20,7 @@ from gpuphot.models.groups import (
     MAX_SWEEPS,
     MIN_PIVOT,
     NEGLIGIBLE_CHANGE,
+    WELL_DETERMINED,
 )
 
 from .launch import blocks, launch, workspace_items
@@ -98,9 +99,9 @@ def solve_groups(equations: NormalEquations, x: Any, y: Any, halo: Any) -> Group
     systems = _list_systems(equations, x, y, halo)
     inverse = _Inverse(equations, systems)
     variance, inflation = inverse.variance, inverse.inflation
-    determined = (inflation <= MAX_INFLATION) & (variance > 0)
-    error = cupy.sqrt(cupy.where(determined, variance, cupy.inf))
-    flux = inverse.solve(equations.rhs, error)
+    well_determined = (inflation <= WELL_DETERMINED) & (variance > 0)
+    unit = cupy.sqrt(cupy.where(well_determined, variance, cupy.inf))
+    flux = inverse.solve(equations.rhs, unit)
     constant = cupy.zeros(len(x))
     if bool(equations.has_constant.any()):
         border = _Border(equations, inverse)
@@ -251,7 +252,9 @@ class _Inverse:
             change = cupy.zeros(len(rhs))
             self.add_product(left, change)
             solution += change
-            before, largest = largest, float(cupy.abs(change / unit).max())
+            relative = cupy.abs(change / unit)
+            relative = cupy.where(cupy.isfinite(relative), relative, 0)
+            before, largest = largest, float(relative.max())
             if not NEGLIGIBLE_CHANGE < largest < before / 2:
                 break
         return solution

@@ -31,7 +31,10 @@ MAX_SWEEPS = 20
 """Rounds of solving for what is left of the right-hand sides, at most."""
 
 NEGLIGIBLE_CHANGE = 1e-11
-"""A round that changes no flux by so much of its error is the last."""
+"""A round that changes no well-determined flux by so much of its error is the last."""
+
+WELL_DETERMINED = 1e4
+"""Largest inflation of the variance of such a flux. Others may never stop changing by rounding."""
 
 MIN_PIVOT = 1e-13
 """Squared pivots of a matrix with unit diagonal are not let below it, about the rounding error of

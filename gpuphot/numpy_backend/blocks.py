@@ -18,6 +18,7 @@ from gpuphot.models.groups import (
     MAX_SWEEPS,
     MIN_PIVOT,
     NEGLIGIBLE_CHANGE,
+    WELL_DETERMINED,
 )
 
 from .chunks import chunks
@@ -213,9 +214,10 @@ def solve_groups(
         systems.append((members, inverse))
         core = members[:, :n_core]
         variance[core], inflation[core] = core_variance, core_inflation
-    determined = (inflation <= MAX_INFLATION) & (variance > 0)
-    error = np.sqrt(np.where(determined, variance, np.inf))
-    flux = _sweep(systems, normal, equations.rhs, error)
+    unit = np.where(
+        (inflation <= WELL_DETERMINED) & (variance > 0), np.sqrt(np.maximum(variance, 0)), np.inf
+    )
+    flux = _sweep(systems, normal, equations.rhs, unit)
     constant = np.zeros(len(x))
     if equations.has_constant.any():
         with_constant = _Border(equations, systems, normal, noise)
@@ -340,7 +342,8 @@ def _sweep(
             core = members[:, : inverse.shape[1]]
             change[core] = _last_axis_sums(inverse, left[members][:, None, :])
         solution += change
-        before, largest = largest, float(np.abs(change / unit).max(initial=0))
+        relative = np.abs(change / unit)
+        before, largest = largest, relative[np.isfinite(relative)].max(initial=0)
         if not NEGLIGIBLE_CHANGE < largest < before / 2:
             break
     return solution
@@ -371,8 +374,7 @@ class _Border:
         self._equations = equations
         self._systems = systems
         self._noise = noise
-        with np.errstate(divide="ignore", invalid="ignore"):
-            typical = equations.light / equations.power
+        typical = equations.light / np.where(equations.power > 0, equations.power, 1)
         unit = np.where(typical > 0, typical, np.inf)
         self.response = np.where(
             equations.has_constant, _sweep(systems, normal, equations.light, unit), 0

@@ -83,6 +83,7 @@ def grouped_optimal_sums(
     return OptimalSums(flux, fluxerr, npix, chi2, norm, singular)
 
 
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")
 def _fit(frame: Frame, members: Members, psf: PSFModel) -> OptimalSums:
     """Optimal sums of the members."""
     i, j = all_pairs(members)
@@ -93,9 +94,8 @@ def _fit(frame: Frame, members: Members, psf: PSFModel) -> OptimalSums:
     npix = group_sums(equations.own_area, members.group)
     n_terms = group_sums(np.ones(len(members)), members.group)
     n_terms += group_sums(members.has_constant.astype(np.float64), members.group) > 0
-    with np.errstate(invalid="ignore", divide="ignore"):
-        freedom = npix - n_terms
-        reduced = np.where(freedom > 0, group_sums(chi2, members.group) / freedom, np.nan)
+    freedom = npix - n_terms
+    reduced = np.where(freedom > 0, group_sums(chi2, members.group) / freedom, np.nan)
     group = members.group
     lost = equations.power == 0
     return OptimalSums(
@@ -314,9 +314,7 @@ def _residuals(
             light = np.add.reduceat(light, start[part] - pairs.start, axis=0)
             data, variance, _ = _read_pixels(frame, members, k[part], members.disc)
             residual = data - constant[k[part], None] - light
-            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-                squares = np.where(own[k[part]], residual * residual / variance, 0)
-            chi2[k[part]] = row_sums(squares)
+            chi2[k[part]] = row_sums(np.where(own[k[part]], residual * residual / variance, 0))
     return chi2
 
 
