@@ -84,7 +84,7 @@ def report(case: Case) -> str:
     rows = [_row(usage, KERNELS[usage.name], _work(usage.name, case)) for usage in usages]
     head = [
         "kernel", "per", "registers", "local B", "static B", "dynamic B", "up to B", "occupancy",
-        "least", "bytes", "operations", "ops/byte",
+        "least", "bytes", "cached", "operations", "ops/byte",
     ]  # fmt: skip
     parts = [
         f"`python -m bench.static`: {compiler!r}, sm_{ARCHITECTURE}, options {' '.join(OPTIONS)}.",
@@ -125,9 +125,10 @@ def _row(usage: nvrtc.Usage, kernel: Kernel, work: Work | None) -> list[str]:
 
 def _counted(work: Work | None) -> list[str]:
     if work is None:
-        return ["not counted", "", ""]
+        return ["not counted", "", "", ""]
     ratio = work.operations / work.bytes_per_unit
-    return [_figure(value) for value in (work.bytes_per_unit, work.operations, ratio)]
+    counts = work.bytes_per_unit, work.cached_bytes, work.operations, ratio
+    return [_figure(value) for value in counts]
 
 
 def _figure(value: float) -> str:

@@ -1,17 +1,23 @@
 """What kernels must do at least: bytes to move and operations, counted by hand from their source.
 
-A kernel's unit is a source or a pixel. Its bytes are those of the pixels that a unit reads or
-writes and those of the unit's own columns. An addition, multiplication, comparison, minimum,
-conversion or shuffle in double precision is one operation, a division, square root or hypotenuse
-10, an arc tangent or error function 50, about what they expand to; integer arithmetic is not
-counted.
+A kernel's unit is a source, a member of a group or a pixel. Its bytes are those of the pixels that
+a unit reads or writes and those of the unit's own columns; what it reads of others is counted
+apart, binary searches are not counted. An addition, multiplication, comparison, minimum, conversion
+or shuffle in double precision is one operation, a division, square root or hypotenuse 10, an arc
+tangent or error function 50, about what they expand to; integer arithmetic is not counted.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpuphot.models.groups import CELL, CORE, MAX_DENSE
+from gpuphot.models.psf import gaussian_size
 
 DIVISION = 10
 ARC_TANGENT = 50
@@ -22,6 +28,14 @@ POLYNOMIAL_FITS = 3
 """Fits of an annulus, the first included; typical too."""
 SELECTION_PASSES = 16
 """Reads of a sample that the streaming kernels need for a median: two ranks of eight digits."""
+PSF_STEPS = 15
+"""Small steps of one step of a centroid with a PSF; typical where positions are 0.2 pixels
+off and stars are crowded."""
+SWEEPS = 3
+"""Rounds that improve the solution for groups, each of which is solved at once; typical, too."""
+OWN_SHARE = 0.5
+"""Part of a member's circle that is not an earlier member's; typical where circles have the radius
+up to which sources are linked."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +59,19 @@ class Case:
         Of the polynomial that combines the planes.
     fwhm : float
         Of a Gaussian PSF.
+    clip : float
+        Radius of the circle of optimal sums.
+    cut_stamps : bool
+        Whether of a stamp only the box around that circle is stored.
+    link_radius : float
+        Sources up to it apart are in one group. The default links as many as 2 FWHM do on XL.
+    n_members : int
+        Sources that are not alone in their group.
+    neighbours : float
+        Members of a member's group whose stamps overlap its own, on average.
+    system, core : float
+        Members of the system of equations that a member is solved in, and those that are solved
+        there: both the whole group if that is small.
     """
 
     n_sources: int = 1_000_000
@@ -59,10 +86,61 @@ class Case:
     stamp: int = 25
     psf_degree: int = 2
     fwhm: float = 3.0
+    clip: float = 3.0
+    cut_stamps: bool = False
+    link_radius: float = 3.0
+    n_members: int = 820_000
+    neighbours: float = 5.4
+    system: float = 6.4
+    core: float = 6.4
 
     @property
     def n_pixels(self) -> int:
         return self.side**2
+
+    @property
+    def density(self) -> float:
+        """Sources per pixel."""
+        return self.n_sources / self.n_pixels
+
+    @property
+    def n_planes(self) -> int:
+        """Of the PSF."""
+        return (self.psf_degree + 1) * (self.psf_degree + 2) // 2
+
+    @property
+    def gaussian_stamp(self) -> int:
+        """Side of the stamp of a Gaussian."""
+        return int(gaussian_size(self.fwhm))
+
+    def stored(self, stamp: int) -> int:
+        """Side of what is stored of a stamp."""
+        return min(stamp, 2 * math.floor(self.clip) + 1) if self.cut_stamps else stamp
+
+    def with_groups(self, sizes: NDArray[np.int64]) -> Case:
+        """The case of the members alone, fitted by Gaussians.
+
+        Parameters
+        ----------
+        sizes : (n_sources,) integer array
+            Of each source's group; some must be above 1. Large groups are taken for as dense as
+            all sources.
+        """
+        size = sizes[sizes > 1]
+        half = self.gaussian_stamp // 2
+        block = CORE + 2 * max(3 * half, CORE)
+
+        def mean(of_group: NDArray[np.int64], pixels: int) -> float:
+            return float(np.where(size > MAX_DENSE, self.density * pixels, of_group).mean())
+
+        return replace(
+            self,
+            n_sources=len(size),
+            n_members=len(size),
+            neighbours=mean(size - 1, (4 * half + 1) ** 2),
+            system=mean(size, block**2),
+            core=mean(size, CORE**2),
+        )
 
 
 @dataclass(frozen=True)
@@ -71,13 +149,16 @@ class Work:
 
     Attributes
     ----------
-    unit : {"source", "pixel"}
+    unit : {"source", "member", "pixel"}
     pixels : float
         Pixels of the image that a unit needs.
     bytes_per_pixel : float
     own_bytes : float
         What is read and written once for each unit.
     operations : float
+    cached_bytes : float
+        Read besides, and in a cache at best: the planes of a PSF, columns and stamps of others,
+        matrices that are worked on.
     shared : int
         Bytes of dynamic shared memory of a block.
     """
@@ -87,6 +168,7 @@ class Work:
     bytes_per_pixel: float
     own_bytes: float
     operations: float
+    cached_bytes: float = 0
     shared: int = 0
 
     @property
@@ -95,18 +177,20 @@ class Work:
         return self.pixels * self.bytes_per_pixel + self.own_bytes
 
     def n_units(self, case: Case) -> int:
-        """Sources or pixels of a case."""
-        return case.n_sources if self.unit == "source" else case.n_pixels
+        """Sources, members or pixels of a case."""
+        number = {"source": case.n_sources, "member": case.n_members, "pixel": case.n_pixels}
+        return number[self.unit]
 
     def least_bytes(self, case: Case) -> float:
         """What must be moved if every pixel is read once however many sources share it.
 
         Sources lie at random, so of H W pixels H W (1 - exp(-n pixels / (H W))) are needed.
         """
+        n = self.n_units(case)
         if self.unit == "pixel":
-            return case.n_pixels * self.bytes_per_unit
-        covered = -math.expm1(-case.n_sources * self.pixels / case.n_pixels) * case.n_pixels
-        return covered * self.bytes_per_pixel + case.n_sources * self.own_bytes
+            return n * self.bytes_per_unit
+        covered = -math.expm1(-n * self.pixels / case.n_pixels) * case.n_pixels
+        return covered * self.bytes_per_pixel + n * self.own_bytes
 
 
 def disk_pixels(r: float) -> float:
@@ -140,9 +224,15 @@ def sort_operations(n: int) -> float:
     return n / 4 * levels * (levels + 1)
 
 
+WARP_SUM = 5 * 32
+BLOCK_SUM = 4 * WARP_SUM + 128 * 4  # four warps, then every thread adds up theirs
 POSITION = 8 + 8 + 4 + 1  # x, y, frame, valid
 MOVED = 4 * 8 + 4 + 1  # x and y read and written, frame, valid
 PIXEL_TEST = 12  # edges, the nearest corner's distance, comparison
+CIRCLE = 1 + DIVISION + 1  # from a square to its root, compared
+MEMBER = 2 * 8 + 5 * 4 + 8 + 8  # position, frame, pixel, half sizes; background, list of neighbours
+OTHER_MEMBER = 2 * 8 + 4 * 4  # position, pixel, half sizes
+MEMBERS_CIRCLE = 2 * 4 + 3 + DIVISION + 1  # two distances, converted and squared, their root
 SPLINE = 2 * (14 + 23 + 5 * DIVISION) + 4 * 8 + 4 * 2 + 2  # weights of two axes, 4 x 4 nodes, clip
 
 
@@ -160,14 +250,14 @@ def _aperture_sums(case: Case) -> Work:
         + disk_pixels(r) * (8 + 14)  # the farthest corner's distance; sums
         + rim_pixels(r) * (4 * corner + 3)
         + 2 * n_edges * edge
-        + 4 * 5 * 32,  # sums over the warp
+        + 4 * WARP_SUM,
         shared=4 * 2 * n_edges * 24,
     )
 
 
 def _com_centroid(case: Case) -> Work:
     n = (2 * case.half_size + 1) ** 2
-    step = 6 * n + 3 * 5 * 32 + 4 * DIVISION
+    step = 6 * n + 3 * WARP_SUM + 4 * DIVISION
     return Work(
         unit="source",
         pixels=n,
@@ -264,35 +354,59 @@ def _evaluate_surface(case: Case) -> Work:
     return Work("pixel", pixels=1, bytes_per_pixel=8, own_bytes=0, operations=SPLINE)
 
 
-def _psf_stamps(case: Case) -> Work:
+@dataclass(frozen=True)
+class Resampling:
+    """What a block takes to make the pixels of a stamp from planes, all of them at once."""
+
+    operations: float
+    cached_bytes: float
+    shared: int
+
+
+def resampling(case: Case) -> Resampling:
+    """Of a PSF with planes that are sampled like the image."""
     n, taps = case.stamp, 4
     span = n + 3
-    n_planes = (case.psf_degree + 1) * (case.psf_degree + 2) // 2
-    combination = 2 * n_planes * span**2
-    resampling = 2 * taps * (n * span + n * n)
     weight = 12 + DIVISION
+    of_planes = 2 * (2 + DIVISION) + case.n_planes * (3 + 2 * DIVISION)
+    combination = 2 * case.n_planes * span**2
+    tables = 2 * n * taps * (weight + DIVISION)
+    doubles = case.n_planes + n * (taps + span) + n * taps + span**2
+    return Resampling(
+        operations=of_planes + combination + tables + 2 * taps * (n * span + n * n),
+        cached_bytes=8 * case.n_planes * span**2,
+        shared=8 * doubles + 4 * (case.n_planes + 2 * n),
+    )
+
+
+def profile_operations(n: int) -> float:
+    """Of the profile of a Gaussian over so many pixels."""
+    # Both ends of a pixel and of the stamp; their difference.
+    return n * (2 * (4 + 2 + ERROR_FUNCTION) + 1 + DIVISION) + 2 * (2 + ERROR_FUNCTION) + 1
+
+
+def _psf_stamps(case: Case) -> Work:
+    pixels, stored = case.stamp**2, case.stored(case.stamp) ** 2
+    planes = resampling(case)
     return Work(
         unit="source",
         pixels=0,
         bytes_per_pixel=0,
-        own_bytes=2 * 8 + 8 * n**2,  # The planes are the same for all and stay in the cache
-        operations=combination
-        + resampling
-        + 2 * n * taps * (weight + DIVISION)
-        + n * n * (1 + DIVISION),
-        shared=8 * (n_planes + n * (taps + span) + n * taps + span**2) + 4 * 2 * n,
+        own_bytes=2 * 8 + 8 * stored,
+        operations=planes.operations + pixels + BLOCK_SUM + stored * DIVISION,
+        cached_bytes=planes.cached_bytes,
+        shared=planes.shared,
     )
 
 
 def _gaussian_stamps(case: Case) -> Work:
-    n = 2 * math.ceil(3 * case.fwhm) + 1
-    integral = 2 * (ERROR_FUNCTION + DIVISION) + 8
+    n = case.stored(case.gaussian_stamp)
     return Work(
         unit="source",
         pixels=0,
         bytes_per_pixel=0,
         own_bytes=2 * 8 + 8 * n**2,
-        operations=2 * n * (integral + 1 + DIVISION) + n * n,
+        operations=2 * profile_operations(n) + n * n,
         shared=2 * n * 8,
     )
 
@@ -304,6 +418,178 @@ def _render_tiles(case: Case) -> Work:
     return Work("source", pixels=0, bytes_per_pixel=0, own_bytes=own_bytes, operations=2 * n**2)
 
 
+def _centroid(n: int, stamp: float, usable: float, sums: float) -> Work:
+    """One step with a stamp of n x n pixels, given what it takes to make it and to sum it up.
+
+    `usable` is what it takes to count usable pixels.
+    """
+    pixel = 1 + 1 + 2 * 4  # light times weight, its sum and moments
+    step = stamp + n * n * pixel + sums + 2 * DIVISION + 6
+    return Work(
+        unit="source",
+        pixels=n * n,
+        bytes_per_pixel=8 + 1,
+        own_bytes=MOVED,
+        operations=PSF_STEPS * step + usable,
+    )
+
+
+def _gaussian_centroid(case: Case) -> Work:
+    n = case.gaussian_stamp
+    stamp = 2 * profile_operations(n) + n * n
+    work = _centroid(n, stamp, 2 * n * n + WARP_SUM, 3 * WARP_SUM)
+    return replace(work, shared=4 * 2 * n * 8)
+
+
+def _psf_centroid(case: Case) -> Work:
+    n, planes = case.stamp, resampling(case)
+    # Each of the four warps counts the usable pixels.
+    work = _centroid(n, planes.operations, 4 * (2 * n * n + WARP_SUM), 3 * BLOCK_SUM)
+    return replace(work, cached_bytes=PSF_STEPS * planes.cached_bytes, shared=planes.shared)
+
+
+def _optimal_sums(case: Case) -> Work:
+    box = (2 * math.floor(case.clip) + 1) ** 2
+    n = ring_pixels((0, case.clip))
+    fit = 1 + 2 + 1 + 2 + 3  # value; sums of P P, P, P D and P P V
+    misfit = 1 + 2 + DIVISION + 2
+    return Work(
+        unit="source",
+        pixels=n,
+        bytes_per_pixel=2 * 8 + 1,  # data, err, bad
+        own_bytes=POSITION + 8 + 8 * box + 5 * 8,  # background, stamp; the sums
+        operations=2 * (box * CIRCLE + n) + n * (fit + misfit) + 6 * WARP_SUM,
+    )
+
+
+# ---- Groups, fitted by Gaussians
+
+
+def _link_cells(case: Case) -> Work:
+    # Half of the 24 cells around a cell.
+    pairs = 12 * case.density * (CELL * case.link_radius) ** 2
+    return Work(
+        unit="source",
+        pixels=0,
+        bytes_per_pixel=0,
+        own_bytes=8 + 2 * 8 + 2 * 4,  # cell, position; parent, read and written
+        operations=pairs * (4 + CIRCLE - 1),
+        cached_bytes=pairs * 2 * 8,
+    )
+
+
+def _flatten_links(case: Case) -> Work:
+    return Work("source", 0, 0, own_bytes=2 * 4, operations=0, cached_bytes=4)
+
+
+def _list_neighbours(case: Case) -> Work:
+    # Two launches, of which the second writes the list.
+    own_bytes = 6 * 4 + 8 + 3 * 4 + 4 * case.neighbours / 2
+    return Work("member", 0, 0, own_bytes, operations=0, cached_bytes=4 * case.neighbours)
+
+
+def group_pixels(case: Case) -> float:
+    """Pixels of its group on a member's stamp."""
+    own = OWN_SHARE * ring_pixels((0, case.clip))
+    return min(case.gaussian_stamp**2, own * (case.neighbours + 1))
+
+
+def _member_sums(case: Case) -> Work:
+    n, of_group = case.gaussian_stamp**2, group_pixels(case)
+    # A pixel asks all neighbours for their circle until it finds itself in one.
+    circles = n + case.neighbours * (n - of_group / 2)
+    sums = 1 + 2 + 3 + 2 + 1 + 2  # V; P P, P P V, P D, P, P V
+    own = OWN_SHARE * ring_pixels((0, case.clip)) * 3
+    return Work(
+        unit="member",
+        pixels=n,
+        bytes_per_pixel=2 * 8 + 1,
+        # Neighbours; the stamp, which pixels are the group's; sums.
+        own_bytes=MEMBER + 4 * case.neighbours + (8 + 1) * n + 8 * 8,
+        operations=circles * MEMBERS_CIRCLE + 2 * n + of_group * sums + own + 8 * BLOCK_SUM,
+        cached_bytes=case.neighbours * OTHER_MEMBER,
+    )
+
+
+def _pair_products(case: Case) -> Work:
+    n = case.gaussian_stamp
+    # Each pair once. Neighbours in a small group are a linking radius away along either axis.
+    pairs, overlap = case.neighbours / 2, (n - min(case.link_radius, n)) ** 2
+    of_group = min(overlap, group_pixels(case))
+    return Work(
+        unit="member",
+        pixels=group_pixels(case),
+        bytes_per_pixel=8,
+        # Frame, pixel and half sizes; neighbours, two products with each; stamp and its pixels.
+        own_bytes=5 * 4 + 8 + (4 + 2 * 8) * case.neighbours + (8 + 1) * n**2,
+        operations=pairs * (of_group * (2 + 3) + 2 * WARP_SUM),
+        cached_bytes=pairs * (8 * overlap + 2 * 4 + 2 * 8),
+    )
+
+
+def _group_residuals(case: Case) -> Work:
+    n, circle = case.gaussian_stamp**2, ring_pixels((0, case.clip))
+    own = OWN_SHARE * circle
+    # A pixel of the circle asks those before the member for theirs.
+    circles = n + circle * (1 + case.neighbours / 2)
+    residual = 1 + 2 * (1 + case.neighbours) + 2 + DIVISION + 1
+    return Work(
+        unit="member",
+        pixels=circle,
+        bytes_per_pixel=2 * 8 + 1,
+        # Neighbours; the stamp; flux, constant, sum.
+        own_bytes=MEMBER + 4 * case.neighbours + 8 * own + 3 * 8,
+        operations=circles * MEMBERS_CIRCLE + 2 * circle + own * residual + BLOCK_SUM,
+        cached_bytes=case.neighbours * (OTHER_MEMBER + 8 + 8 * own),
+    )
+
+
+def _group_totals(case: Case) -> Work:
+    own_bytes = 8 + 2 * 4 + 8
+    return Work("member", 0, 0, own_bytes, operations=1 + WARP_SUM / case.system)
+
+
+def _list_systems(case: Case) -> Work:
+    # Begin and end, number and offset of each system. Two launches, the second writes the list.
+    of_system = 2 * 4 + 4 + 8 + 4 * case.system / 2
+    return Work("member", 0, 0, own_bytes=4 + of_system / case.core, operations=0)
+
+
+def _invert_systems(case: Case) -> Work:
+    m, core = case.system, case.core
+    # Elements that each member has part in or goes through: those that the factorisation changes,
+    # each as often as it does, those from its own diagonal on, and a triangle.
+    updates = m**3 / 6 / core
+    forward = (m**3 - (m - core) ** 3) / (6 * core)
+    triangle = m * m / 2
+    factor = 2 * updates + triangle / core * (DIVISION + 2) + m / core * 3 * DIVISION
+    substitution = (m - core / 2) * (WARP_SUM + DIVISION + 4) + m * DIVISION
+    row = 2 * forward + 2 * triangle + substitution
+    variance = 3 * triangle + 4 * m + WARP_SUM
+    return Work(
+        unit="member",
+        pixels=0,
+        bytes_per_pixel=0,
+        # Neighbours with one product each; sums; members; row of the inverse, what comes of it.
+        own_bytes=8 + 12 * case.neighbours + 2 * 8 + 4 * m / core + 8 * m + 2 * 8,
+        operations=factor + row + variance,
+        cached_bytes=8 * (4 * updates + 2 * forward + 5 * triangle),
+    )
+
+
+def _left_of_equations(case: Case) -> Work:
+    n = case.neighbours
+    own_bytes = 8 + 12 * n + 4 * 8  # neighbours and products; diagonal, sides, solution, the rest
+    return Work("member", 0, 0, own_bytes, operations=2 * n + WARP_SUM + 3, cached_bytes=8 * n)
+
+
+def _add_inverse_product(case: Case) -> Work:
+    m = case.system
+    own_bytes = 2 * 4 + 8 * m + 2 * 8  # its number, its system; row of the inverse; result, twice
+    of_system = 2 * 4 + 2 * 8 + (4 + 8) * m  # begin, count, offsets; members, the vector there
+    return Work("member", 0, 0, own_bytes, 2 * m + WARP_SUM + 1, cached_bytes=of_system)
+
+
 WORK: dict[str, Callable[[Case], Work]] = {
     "mark_bad_pixels": _mark_bad_pixels,
     "subtract_background": _subtract_background,
@@ -311,6 +597,8 @@ WORK: dict[str, Callable[[Case], Work]] = {
     "mesh_statistics": _mesh_statistics,
     "mesh_statistics_streaming": _mesh_statistics_streaming,
     "com_centroid": _com_centroid,
+    "gaussian_centroid": _gaussian_centroid,
+    "psf_centroid": _psf_centroid,
     "annulus_mode": _annulus_mode,
     "annulus_mode_streaming": _annulus_mode_streaming,
     "annulus_plane": lambda case: _annulus_polynomial(case, 1),
@@ -319,5 +607,17 @@ WORK: dict[str, Callable[[Case], Work]] = {
     "psf_stamps": _psf_stamps,
     "gaussian_stamps": _gaussian_stamps,
     "render_tiles": _render_tiles,
+    "optimal_sums": _optimal_sums,
+    "link_cells": _link_cells,
+    "flatten_links": _flatten_links,
+    "list_neighbours": _list_neighbours,
+    "member_sums": _member_sums,
+    "pair_products": _pair_products,
+    "group_residuals": _group_residuals,
+    "group_totals": _group_totals,
+    "list_systems": _list_systems,
+    "invert_systems": _invert_systems,
+    "left_of_equations": _left_of_equations,
+    "add_inverse_product": _add_inverse_product,
 }
 """By kernel of the registry: what its unit takes in a case."""

@@ -11,15 +11,19 @@ import numpy as np
 import pytest
 
 from bench import gpu, static
-from bench.traffic import WORK, Case, disk_pixels, padded, rim_pixels, ring_pixels
+from bench.traffic import WORK, Case, disk_pixels, group_pixels, padded, rim_pixels, ring_pixels
+from bench.workloads import MARGIN, make
 from gpuphot import cli
 from gpuphot.cupy_backend import probe
 from gpuphot.cupy_backend.kernels.registry import FILES, KERNELS
+from gpuphot.measure.inputs import make_positions
+from gpuphot.models.psf import PSFModel
+from gpuphot.numpy_backend.neighbours import link_groups
 
 from . import nvrtc, standin
 
 TINY = [
-    "--repeats=1", "--numpy-repeats=1", "--side=128", "--sources=4", "--whole-side=128",
+    "--repeats=1", "--numpy-repeats=1", "--side=128", "--sources=40", "--whole-side=128",
     "--whole-sources=5", "--crossover-sides=96", "--counts", "2", "4", "--copy-bytes=4096",
     "--rounds=1", "--launches=1",
 ]  # fmt: skip
@@ -74,6 +78,29 @@ def test_benchmark_times_nothing_if_the_backends_disagree(stand_in, monkeypatch)
     monkeypatch.setattr(gpu, "ROWS", (row,))
     with pytest.raises(SystemExit, match="x: the backends disagree, nothing more is timed"):
         run_benchmark(monkeypatch, "--parts", "kernels")
+
+
+def test_benchmark_without_groups_ends_with_a_sentence(stand_in, monkeypatch):
+    monkeypatch.setattr(gpu, "ROWS", [row for row in gpu.ROWS if row.key == "grouped"])
+    with pytest.raises(SystemExit, match="no sources are linked: --sources or --link-radius must"):
+        run_benchmark(monkeypatch, "--parts", "kernels", "--sources=2", "--link-radius=0.01")
+
+
+def test_sources_that_are_checked_have_groups():
+    workload = make("dense", 2048, 50_000)
+    rows = gpu._checked_sources(workload)
+    assert len(rows) <= gpu.AGREEMENT_SOURCES
+    x, y = (np.asarray(workload.table[name])[rows] for name in ("x", "y"))
+    assert min(np.ptp(x), np.ptp(y)) > 0.9 * (2048 - 2 * MARGIN)
+    groups = link_groups(make_positions(x, y, np.ones(len(x), bool), np), 6.0)
+    assert np.count_nonzero(groups.size > 1) > 0.3 * len(x)
+
+
+def test_models_are_given_to_whole_calls_that_ask_for_them():
+    psf = PSFModel.gaussian(2.0)
+    given = {row.key: row.with_psf(psf).options.get("psf") for row in gpu.WHOLE_ROWS}
+    assert given.pop("grouped-model") is psf
+    assert set(given.values()) == {None}
 
 
 def test_benchmark_without_a_gpu_ends_with_a_sentence(monkeypatch):
@@ -139,6 +166,78 @@ def test_least_bytes_count_shared_pixels_once():
         image[np.ix_((row + box) % 64, (column + box) % 64)] = True
     expected = image.sum() * work.bytes_per_pixel + 200 * work.own_bytes
     assert work.least_bytes(case) == pytest.approx(expected, rel=0.05)
+
+
+@pytest.fixture(scope="module")
+def example():
+    """Positions as dense as in the example, and their groups."""
+    n = 60_000
+    x, y = np.random.default_rng(1).uniform(0, np.sqrt(n / Case().density), (2, n))
+    pos = make_positions(x, y, np.ones(n, bool), np)
+    return pos, link_groups(pos, Case().link_radius)
+
+
+def test_groups_of_the_example_are_those_of_a_field_at_random(example):
+    case, (_, groups) = Case(), example
+    found = case.with_groups(groups.size)
+    assert found.n_members / len(groups.size) == pytest.approx(
+        case.n_members / case.n_sources, rel=0.02
+    )
+    for name in ("neighbours", "system", "core"):
+        assert getattr(found, name) == pytest.approx(getattr(case, name), rel=0.1)
+
+
+def test_pixels_of_groups_are_about_right(example):
+    case, (pos, groups) = Case(), example
+    half = case.gaussian_stamp // 2
+    offset = np.indices((2 * half + 1, 2 * half + 1)).reshape(2, -1) - half
+    counts = []
+    for k in np.flatnonzero(groups.size > 1)[:500]:
+        i = np.flatnonzero(groups.id == groups.id[k])
+        row, column = np.rint([pos.y[k], pos.x[k]])[:, None] + offset
+        distance = np.hypot(row[:, None] - pos.y[i], column[:, None] - pos.x[i])
+        counts.append(np.count_nonzero(distance.min(axis=1) <= case.clip))
+    assert group_pixels(case) == pytest.approx(np.mean(counts), rel=0.3)
+
+
+def test_large_groups_are_solved_in_blocks():
+    case = Case(n_sources=10_000, side=500).with_groups(np.full(10_000, 10_000))
+    assert case.n_members == 10_000
+    assert case.core == pytest.approx(0.04 * 32**2)
+    assert case.system == pytest.approx(0.04 * (32 + 2 * 32) ** 2)
+    assert case.neighbours == pytest.approx(0.04 * 37**2)
+
+
+def test_members_of_groups_are_counted_apart_from_sources():
+    case = Case(n_sources=100, side=64, n_members=30)
+    work = WORK["group_totals"](case)
+    assert work.least_bytes(case) == 30 * work.own_bytes
+
+
+def test_cut_stamps_are_stored_in_part():
+    whole, cut = (WORK["psf_stamps"](Case(cut_stamps=cut)) for cut in (False, True))
+    assert whole.own_bytes - cut.own_bytes == 8 * (25**2 - 7**2)
+    assert whole.shared == cut.shared
+
+
+def test_shared_memory_is_counted_as_it_is_asked_for(stand_in, monkeypatch):
+    from bench import device  # Needs CuPy
+
+    asked = {}
+
+    def note(clock, name, n_blocks, arguments, shared=0):
+        asked[name] = shared
+        clock._launch(name, n_blocks, arguments, shared)
+
+    monkeypatch.setattr(device.KernelClock, "launch", note)
+    case = Case(n_sources=40, side=128)
+    on = gpu.prepare("cupy", make("small", 128, 40), np.arange(40), case)
+    with device.kernel_clock():
+        for row in gpu.ROWS:
+            if not row.changes:
+                row.run(row.prepared(on))
+    assert {"aperture_sums", "psf_stamps", "psf_centroid", "gaussian_centroid"} <= set(asked)
+    assert asked == {name: WORK[name](case).shared for name in asked}
 
 
 @pytest.mark.parametrize(("n", "expected"), [(1, 1), (2.9, 2), (64, 64), (65.5, 128)])
