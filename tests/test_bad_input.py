@@ -11,9 +11,12 @@ from astropy.table import MaskedColumn, Table
 import gpuphot
 from gpuphot import Flag
 
+from .psfs import make_psf
+
 SHAPE = (60, 70)
 IMAGE = np.random.default_rng(0).normal(100, 3, SHAPE)
 NAN = np.full(SHAPE, np.nan)
+ONES = np.ones((5, 5))
 
 
 def table():
@@ -41,6 +44,13 @@ class NoNumber:
         if isinstance(self.value, Exception):
             raise self.value
         return self.value
+
+
+class OnlyAtTheCentre(NoNumber):
+    """A callable FWHM that fails for arrays of positions."""
+
+    def __call__(self, x, y):
+        return 3.0 if np.ndim(x) == 0 else super().__call__(x, y)
 
 
 REFUSED = {
@@ -155,13 +165,103 @@ REFUSED = {
     "centroid_iter fraction": ({"centroid_iter": 1.5}, TypeError, "centroid_iter must be"),
     "centroid_method": ({"centroid_method": "moment"}, ValueError, "centroid_method must be one"),
     "centroid_method None": ({"centroid_method": None}, ValueError, "centroid_method must be one"),
-    # what is to come
-    "optimal": ({"optimal": True}, NotImplementedError, "optimal=True is not implemented"),
-    "psf": ({"psf": {"fwhm": 3}}, NotImplementedError, "psf=.* is not implemented"),
-    "psf centroids": (
-        {"centroid_method": "psf"},
-        NotImplementedError,
-        "centroid_method='psf' is not implemented",
+    # psf, optimal extraction
+    "optimal without profile": ({"optimal": True}, ValueError, "psf or fwhm must be given"),
+    "psf centroids without profile": (
+        {"centroid_iter": 1, "centroid_method": "psf"},
+        ValueError,
+        "psf or fwhm must be given",
+    ),
+    "psf boolean": ({"psf": True}, TypeError, "psf must be a PSFModel.*got bool"),
+    "psf list": ({"psf": [3.0]}, TypeError, "psf must be .*got list"),
+    "psf array": ({"psf": np.ones((5, 5))}, TypeError, "psf must be .*got ndarray"),
+    "psf function": ({"psf": lambda x, y: 3.0}, TypeError, "psf must be .*got function"),
+    "psf zero": ({"psf": 0}, ValueError, r"FWHM of psf must be a positive number, got 0"),
+    "psf negative": ({"psf": -3.0}, ValueError, r"FWHM of psf must be .*got -3\.0"),
+    "psf NaN": ({"psf": np.nan}, ValueError, "FWHM of psf must be .*got nan"),
+    "psf infinite": ({"psf": np.inf}, ValueError, "FWHM of psf must be .*got inf"),
+    "psf empty": ({"psf": {}}, ValueError, "psf must have an entry 'data'"),
+    "psf of text": (
+        {"psf": {"data": "star", "sampling": 1}},
+        ValueError,
+        r"psf\['data'\] must hold numbers",
+    ),
+    "psf without sampling": ({"psf": {"data": ONES}}, ValueError, "an entry 'sampling', got"),
+    "psf sampled at zero": (
+        {"psf": {"data": ONES, "sampling": 0}},
+        ValueError,
+        r"psf\['sampling'\] must be positive, got 0",
+    ),
+    "psf not finite": (
+        {"psf": {"data": np.full((5, 5), np.inf), "sampling": 1}},
+        ValueError,
+        r"psf\['data'\] must hold finite numbers",
+    ),
+    "psf with too few planes": (
+        {"psf": {"data": ONES, "sampling": 1, "degree": 1}},
+        ValueError,
+        "degree 1",
+    ),
+    "psf of even size": (
+        {"psf": make_psf(52, 52, 0.5, 0)},
+        ValueError,
+        "psf must make stamps of an odd number of rows and columns.*26 x 26",
+    ),
+    "psf of an even number of columns": (
+        {"psf": make_psf(51 * 2, 52, 0.5, 0)},
+        ValueError,
+        "psf must make stamps of an odd number .*51 x 26",
+    ),
+    "psf file missing": ({"psf": "no.psf"}, FileNotFoundError, r"no\.psf"),
+    "psf file of another kind": ({"psf": __file__}, ValueError, "psf file .* cannot be used"),
+    "group_sources array": (
+        {"group_sources": np.ones(2)},
+        TypeError,
+        "group_sources must be True or False",
+    ),
+    "grouper_radius NaN": (
+        {"grouper_radius": np.nan},
+        ValueError,
+        "grouper_radius must be a number of pixels or None, got nan",
+    ),
+    "grouper_radius infinite": ({"grouper_radius": np.inf}, ValueError, "grouper_radius .*inf"),
+    "grouper_radius beyond all pixels": ({"grouper_radius": 1e10}, ValueError, "grouper_radius"),
+    "grouper_radius string": ({"grouper_radius": "5"}, TypeError, "grouper_radius must be .*'5'"),
+    "grouper_radius array": ({"grouper_radius": np.ones(2)}, TypeError, "grouper_radius must be"),
+    "fwhm too few": (
+        {"fwhm": NoNumber(np.full(3, 3.0)), "optimal": True},
+        ValueError,
+        r"one for each of the positions, got shape \(3,\) for 2 positions",
+    ),
+    "fwhm two-dimensional": (
+        {"fwhm": NoNumber(np.full((2, 1), 3.0)), "optimal": True},
+        ValueError,
+        r"got shape \(2, 1\) for 2 positions",
+    ),
+    "fwhm of strings": (
+        {"fwhm": OnlyAtTheCentre(np.array(["a", "b"])), "optimal": True},
+        TypeError,
+        "fwhm must return a number, or an array",
+    ),
+    "fwhm None": (
+        {"fwhm": OnlyAtTheCentre(None), "optimal": True},
+        TypeError,
+        "fwhm must return a number, or an array",
+    ),
+    "fwhm complex": (
+        {"fwhm": OnlyAtTheCentre(np.ones(2) * 3j), "optimal": True},
+        TypeError,
+        "fwhm must return .*complex",
+    ),
+    "fwhm ragged": (
+        {"fwhm": OnlyAtTheCentre([[3.0], [3.0, 2.0]]), "optimal": True},
+        TypeError,
+        "fwhm must return",
+    ),
+    "fwhm failing at positions": (
+        {"fwhm": OnlyAtTheCentre(IndexError("off the map")), "optimal": True},
+        TypeError,
+        "fwhm must return .*calling it failed: IndexError: off the map",
     ),
 }  # fmt: skip
 
@@ -174,6 +274,8 @@ def test_refused_with_a_message_that_names_the_argument(backend, case):
     assert "\n" not in str(caught.value)
 
 
+FITTED = {"optimal": True, "psf": 3.0}
+ALONE = {**FITTED, "grouper_radius": 0}
 SAME_AS_DEFAULT = {
     "bkgann list": ({"bkgann": [5, 9]}, {"bkgann": (5, 9)}),
     "bkgann array": ({"bkgann": np.array([5, 9])}, {"bkgann": (5, 9)}),
@@ -201,6 +303,26 @@ SAME_AS_DEFAULT = {
     "bg_size NumPy integer": ({"bg_size": np.int64(64)}, {}),
     "bg_size beyond the image": ({"bg_size": 10**9}, {"bg_size": 70}),
     "unused grouping": ({"group_sources": False, "grouper_radius": 5}, {}),
+    "unused psf": ({"psf": 3.0}, {}),
+    "unused widths": ({"fwhm": OnlyAtTheCentre(IndexError())}, {"fwhm": 3.0}),
+    "grouper_radius None": ({"optimal": True, "psf": 3, "grouper_radius": None}, FITTED),
+    "grouper_radius tiny": ({**FITTED, "grouper_radius": 1e-300}, {**FITTED, "grouper_radius": 0}),
+    "grouper_radius negative": (
+        {**FITTED, "grouper_radius": -1e300},
+        {**FITTED, "grouper_radius": 0},
+    ),
+    "optimal integer": ({**FITTED, "optimal": 1, "group_sources": np.True_}, FITTED),
+    "psf NumPy number": ({**FITTED, "psf": np.float32(3)}, FITTED),
+    "psf native and not": (
+        {"optimal": True, "psf": {"data": ONES.astype(">f4"), "sampling": 1}},
+        {"optimal": True, "psf": {"data": ONES.tolist(), "sampling": 1.0, "degree": 0}},
+    ),
+    "fwhm and psf": ({**FITTED, "psf": 3, "fwhm": NoNumber(1.0)}, {**FITTED, "fwhm": 1.0}),
+    "fwhm integers": (
+        {"optimal": True, "fwhm": NoNumber(np.array([3, 3]))},
+        {"optimal": True, "fwhm": 3.0},
+    ),
+    "fwhm list": ({"optimal": True, "fwhm": NoNumber([3.0, 3])}, {"optimal": True, "fwhm": 3.0}),
     "Fortran order": ({"image": np.asfortranarray(IMAGE)}, {}),
     "row positions": ({"obj": table().as_array()}, {}),
 }
@@ -215,10 +337,11 @@ def test_odd_but_meaningful_input_works(backend, case):
 
 
 @pytest.mark.parametrize("dtype", ["u2", ">i2", "?", "f2", ">f4", "i8"])
-def test_images_of_any_real_dtype(backend, dtype):
+@pytest.mark.parametrize("options", [{}, FITTED], ids=["aperture", "optimal"])
+def test_images_of_any_real_dtype(backend, dtype, options):
     image = IMAGE.astype(dtype)
-    result = measure(backend, image=image, bg=0, err=1.0)
-    expected = measure(backend, image=image.astype(float), bg=0, err=1.0)
+    result = measure(backend, image=image, bg=0, err=1.0, **options)
+    expected = measure(backend, image=image.astype(float), bg=0, err=1.0, **options)
     np.testing.assert_array_equal(result["flux"], expected["flux"])
 
 
@@ -233,6 +356,24 @@ def test_one_bad_position_costs_only_its_own_row(backend, value, bkgann, order):
     assert result["flags"].tolist() == [0, Flag.INVALID]
     for name in alone.colnames:
         assert result[name][0] == alone[name][0]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e6, -1e6, 1e300])
+@pytest.mark.parametrize(
+    "options",
+    [{"bkgann": (5, 9)}, {"bkgann": (5, 9), "group_sources": False}, {"grouper_radius": 9e8}],
+    ids=str,
+)
+def test_one_bad_position_costs_only_its_own_fit(backend, value, options):
+    """Not even where it is in a group with the others."""
+    options = {**FITTED, **options}
+    result = measure(backend, with_column("x", [20.0, value]), **options)
+    alone = measure(backend, table()[:1], **options)
+    assert np.isnan(result["flux"][1])
+    assert np.isnan(result["fluxerr"][1])
+    assert result["flags"].tolist() == [0, Flag.INVALID | Flag.NO_FIT]
+    for name in ("flux", "fluxerr", "npix_optimal", "norm_optimal"):
+        assert result[name][0] == pytest.approx(alone[name][0], rel=1e-12)
 
 
 def test_masked_position_is_not_measured(backend):
@@ -279,6 +420,47 @@ def test_huge_pixels_raise_no_warnings(backend, value, order):
     measure(backend, gain=1e-310)
 
 
+@pytest.mark.parametrize("value", [1e200, -1e300, 1e308])
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("bkgann", [None, (5, 9)])
+def test_huge_pixels_raise_no_warnings_in_fits(backend, value, grouped, bkgann):
+    """They spoil the fits that they are in, and no others."""
+    obj = Table({"x": [20.0, 23.0, 50.0], "y": [30.0, 31.0, 25.5]})
+    image = IMAGE.copy()
+    image[30, 21] = value
+    options = {"bkgann": bkgann, "bg": 0.0, "err": 1.0, "group_sources": grouped, **FITTED}
+    result = measure(backend, obj, image, **options)
+    assert result["flux"][2] == measure(backend, obj, **options)["flux"][2]
+    assert np.all(result["flags"][:2] & (Flag.NO_FIT | Flag.POOR_FIT))
+
+
+@pytest.mark.parametrize("value", [1e-310, 1e-200, 1e30, 1e150])
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("bkgann", [None, (5, 9)])
+def test_extreme_noise_raises_no_warnings_in_fits(backend, value, grouped, bkgann):
+    """Fluxes do not depend on it, but by rounding errors."""
+    obj = Table({"x": [20.0, 23.0, 50.0], "y": [30.0, 31.0, 25.5]})
+    err = np.ones(SHAPE)
+    err[25:35, 15:25] = value
+    options = {"bkgann": bkgann, "bg": 0.0, "group_sources": grouped, **FITTED}
+    result, expected = (measure(backend, obj, err=each, **options) for each in (err, 1.0))
+    for column in ("flux", "npix_optimal", "norm_optimal"):
+        np.testing.assert_allclose(result[column], expected[column], rtol=1e-12)
+    assert result["fluxerr"][2] == expected["fluxerr"][2]
+
+
+@pytest.mark.parametrize("width", [1e-300, 1e-30, 0.01])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_stars_narrower_than_any_pixel_are_fitted_to_one(backend, width, grouped):
+    obj = Table({"x": [20.0, 22.0, 50.3], "y": [30.0, 31.0, 25.4]})
+    widths = OnlyAtTheCentre(np.full(3, width))
+    result = measure(
+        backend, obj, bg=0.0, err=1.0, fwhm=widths, aper=1, optimal=True, group_sources=grouped
+    )
+    np.testing.assert_allclose(result["flux"], IMAGE[[30, 31, 25], [20, 22, 50]], rtol=1e-12)
+    np.testing.assert_allclose(result["fluxerr"], 1, rtol=1e-12)
+
+
 @pytest.mark.parametrize("bkgann", [(1000, 1001), (1e6, 1e6 + 0.1), (1, 1e8)])
 @pytest.mark.parametrize("order", [0, 1])
 def test_annuli_far_larger_than_the_image_take_no_more_memory(backend, bkgann, order):
@@ -303,8 +485,9 @@ def test_annulus_thinner_than_a_pixel(backend):
     assert np.all(np.isnan(result["flux"]) == ~held)
 
 
-def test_filters_may_leave_nothing(backend):
-    for options in ({"sn": 1e9}, {"keep_negative": False, "bg": 1e6}):
-        result = measure(backend, **options)
+@pytest.mark.parametrize("options", [{}, FITTED], ids=["aperture", "optimal"])
+def test_filters_may_leave_nothing(backend, options):
+    for filters in ({"sn": 1e9}, {"keep_negative": False, "bg": 1e6}):
+        result = measure(backend, **filters, **options)
         assert len(result) == 0
         assert "flux" in result.colnames

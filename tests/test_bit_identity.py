@@ -7,7 +7,16 @@ import pytest
 
 import gpuphot
 
+from .psfs import make_psf
+from .scenes import make_scene
+
 pytestmark = pytest.mark.fresh_seed
+
+
+def width(x, y):
+    """A FWHM that varies over the image."""
+    return 2.0 + x / 300 + y / 240
+
 
 OPTIONS = {
     "large apertures": {"aper": 60.0, "centroid_iter": 1},
@@ -17,6 +26,19 @@ OPTIONS = {
     "mode": {"bkgann": (5.0, 11.0)},
     "plane": {"bkgann": (5.0, 11.0), "bkg_order": 1},
     "quadratic surface": {"bkgann": (5.0, 11.0), "bkg_order": 2},
+    "single fits": {"optimal": True, "group_sources": False, "psf": make_psf(25, 25, 1.0, 2)},
+    "single Gaussians": {
+        "optimal": True,
+        "group_sources": False,
+        "fwhm": width,
+        "bkgann": (3.0, 5.0),
+    },
+}
+GROUPED = {
+    "groups": {"psf": make_psf(51, 51, 0.5, 2), "aper": 4.5},
+    "groups with a constant": {"psf": make_psf(19, 31, 1.0, 1), "aper": 4.5, "bkgann": (5.0, 11.0)},
+    "groups of their own width": {"fwhm": width, "aper": 1.3},
+    "one group": {"psf": 2.5, "grouper_radius": 60.0, "bkgann": (5.0, 11.0)},
 }
 ON_A_GRID = {
     "integer": np.rint,
@@ -73,3 +95,55 @@ def test_memory_order_of_the_image_does_not_matter(scene, options):
     result = gpuphot.measure_objects(scene.table, scene.image, **options)
     other = gpuphot.measure_objects(scene.table, np.asfortranarray(scene.image), **options)
     assert_same_bits(result, other)
+
+
+# ---- groups --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=GROUPED)
+def group_options(request, backend):
+    return {**GROUPED[request.param], "optimal": True, "err": 3.0, "backend": backend}
+
+
+@pytest.fixture
+def apart(table):
+    """The table without rows that coincide exactly."""
+    positions = np.stack([table["x"], table["y"]], axis=1)
+    _, first = np.unique(positions, axis=0, return_index=True)
+    return table[np.sort(first)]
+
+
+def test_permuted_rows_give_permuted_groups(scene, apart, group_options, rng):
+    """Their numbers apart, which follow the rows."""
+    result = gpuphot.measure_objects(apart, scene.image, mask=scene.mask, **group_options)
+    assert result["group_size"].max() > (64 if "grouper_radius" in group_options else 2)
+    order = rng.permutation(len(apart))
+    permuted = gpuphot.measure_objects(apart[order], scene.image, mask=scene.mask, **group_options)
+    result = result[order]
+    numbers = np.array(result["group_id"]), np.array(permuted["group_id"])
+    assert len({*zip(*numbers, strict=True)}) == len({*numbers[0]}) == len({*numbers[1]})
+    for each in (result, permuted):
+        each.remove_column("group_id")
+    assert_same_bits(result, permuted)
+
+
+BOUNDS = {
+    "numpy": [
+        ("chunks.WORKSPACE", (1, 5000, 1 << 22)),
+        ("group_fit.BAND", (1, 10_000)),
+        ("blocks.MATRICES", (1, 100)),
+    ],
+    "cupy": [("launch.MAX_WORKSPACE", (1, 1_000_000))],
+}
+
+
+def test_size_of_chunks_does_not_matter_to_groups(seed, group_options, backend, monkeypatch):
+    scene = make_scene(seed, shape=(96, 112), n=90)
+    call = {"image": scene.image, "mask": scene.mask, **group_options}
+    result = gpuphot.measure_objects(scene.table, **call)
+    assert result["group_size"].max() > (64 if "grouper_radius" in group_options else 2)
+    for name, values in BOUNDS[backend]:
+        for value in values:
+            with monkeypatch.context() as patch:
+                patch.setattr(f"gpuphot.{backend}_backend.{name}", value)
+                assert_same_bits(result, gpuphot.measure_objects(scene.table, **call))

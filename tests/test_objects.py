@@ -14,9 +14,14 @@ from astropy.utils.masked import Masked
 import gpuphot
 from gpuphot import Flag
 
+from .psfs import make_psf
 from .scenes import make_scene
 
 MEASURED = ["bg_local", "npix_aper", "bg_fluxerr", "flux", "fluxerr", "mag", "magerr"]
+OPTIMAL = ["npix_optimal", "chi2_optimal", "norm_optimal"]
+GROUPS = ["group_id", "group_size"]
+FITTED = [*MEASURED[:5], *OPTIMAL, *GROUPS, *MEASURED[5:]]
+INTEGERS = ["flags", "npix_optimal", *GROUPS]
 FLAT = np.full((60, 80), 3.0)
 
 
@@ -43,6 +48,25 @@ def test_columns_and_dtypes(measure, table):
     assert all(result[name].dtype == np.float64 for name in ("x", "y", *MEASURED))
     assert all(result[name].info.description for name in ("flags", *MEASURED))
     assert measure(table).colnames == ["name", "x", "y", "flags", *MEASURED]
+
+
+@pytest.mark.parametrize("n", [0, 3])
+def test_columns_and_dtypes_of_optimal_extraction(measure, table, n):
+    """Also of a table without rows, and of one that filters have left without rows."""
+    options = {"optimal": True, "fwhm": 2.0, "aper": 2.0}
+    result = measure(table[:n], **options)
+    assert result.colnames == ["name", "x", "y", "flags", *FITTED]
+    alone = measure(table[:n], group_sources=False, **options)
+    assert alone.colnames == [name for name in result.colnames if name not in GROUPS]
+    nothing = measure(table[:n], sn=1e9, keep_negative=False, **options)
+    assert len(nothing) == 0
+    by_width = measure(table[:n], **{**options, "fwhm": lambda x, y: x * 0 + 2.0})
+    for each in (result, alone, nothing, by_width, measure(table[:n], bkgann=(3, 5), **options)):
+        for name in each.colnames[3:]:
+            assert each[name].dtype == (np.int64 if name in INTEGERS else np.float64), name
+            assert each[name].info.description
+    moved = measure(table[:n], centroid_iter=1, centroid_method="psf", **options)
+    assert moved.colnames == ["name", "x", "y", "x_orig", "y_orig", "flags", *FITTED]
 
 
 def test_values_on_a_flat_image(measure, table):
@@ -93,6 +117,20 @@ def test_masked_and_cut_apertures(measure):
     assert result["flags"].tolist() == [Flag.MASKED, 0]
     assert result["npix_aper"][0] == pytest.approx(np.pi * 16)
     assert result["npix_aper"][1] < np.pi * 16
+
+
+def test_existing_columns_of_optimal_extraction_are_replaced_where_they_stand(measure, table):
+    for name in (*GROUPS, *OPTIMAL):
+        table[name] = np.float32([7, 8, 9])
+    result = measure(table, optimal=True, psf=2.5)
+    assert result.colnames[: len(table.colnames)] == table.colnames
+    fresh = measure(table["name", "x", "y"], optimal=True, psf=2.5)
+    for name in (*GROUPS, *OPTIMAL):
+        assert result[name].dtype == (np.int64 if name in INTEGERS else np.float64)
+        np.testing.assert_array_equal(result[name], fresh[name])
+    again = measure(result, optimal=True, psf=2.5, group_sources=False)
+    assert again.colnames == result.colnames
+    np.testing.assert_array_equal(again["group_id"], result["group_id"])
 
 
 def test_existing_columns_are_replaced_where_they_stand(measure, table):
@@ -218,11 +256,14 @@ def test_nothing_of_the_caller_is_modified(backend):
     table["flags"], table["flux"] = 1, 2
     arguments = (table, scene.image, scene.mask, bg, err)
     before = copy.deepcopy(arguments)
-    for given in ({"bg": bg, "err": err}, {}):
+    psf = make_psf(25, 25, 1.0, 2)
+    planes = psf["data"].copy()
+    for given in ({"bg": bg, "err": err}, {}, {"optimal": True, "psf": psf}):
         gpuphot.measure_objects(
             table, scene.image, mask=scene.mask, bkgann=(5, 9), centroid_iter=2, gain=1.0,
             get_bg=True, sn=3, backend=backend, **given,
         )  # fmt: skip
+    np.testing.assert_array_equal(psf["data"], planes)
     for one, other in zip(arguments[1:], before[1:], strict=True):
         np.testing.assert_array_equal(one, other)
     assert table.colnames == before[0].colnames
@@ -252,6 +293,39 @@ def test_filters(measure, rng_image):
     assert len(measure(table, rng_image, err=3.0, sn=0)) == 40
 
 
+def test_filters_act_on_optimal_fluxes(measure, rng_image):
+    """Groups keep their numbers and sizes if members are dropped."""
+    table = Table({"x": np.linspace(8, 72, 40), "y": np.full(40, 30.0)})
+    options = {"optimal": True, "psf": 2.5, "err": 3.0, "grouper_radius": 1.7}
+    everything = measure(table, rng_image - 10, **options)
+    positive = measure(table, rng_image - 10, keep_negative=False, **options)
+    kept = np.asarray(everything["flux"]) > 0
+    assert 0 < np.count_nonzero(kept) < 40
+    significant = measure(table, rng_image - 10, sn=1.0, **options)
+    magerr = np.asarray(everything["magerr"])
+    for each, rows in ((positive, kept), (significant, kept & (magerr < 1))):
+        assert 0 < len(each) == np.count_nonzero(rows)
+        for name in each.colnames:
+            np.testing.assert_array_equal(each[name], everything[name][rows])
+    assert set(positive["group_size"]) == {40}
+
+
+def test_meta_records_what_was_fitted(measure, table):
+    def parameters(**options):
+        return json.loads(measure(table, **options).meta["gpuphot"])["parameters"]
+
+    recorded = parameters(optimal=True, psf=2.5, aper=3.0)
+    assert recorded["optimal"] is recorded["group_sources"] is True
+    assert recorded["grouper_radius"] == 6.0
+    assert recorded["psf"] == 2.5
+    recorded = parameters(fwhm=2.0, aper=1.5, optimal=np.True_, group_sources=0, grouper_radius=-1)
+    assert (recorded["aper"], recorded["grouper_radius"]) == (3.0, 0.0)
+    assert recorded["optimal"] is True
+    assert recorded["group_sources"] is False
+    assert recorded["psf"] is None
+    assert parameters(psf=make_psf(25, 25, 1.0, 0))["psf"] == "<dict>"
+
+
 def test_meta_records_how_the_table_was_made(measure, backend, table, tmp_path):
     table.meta["observer"] = "me"
     result = measure(
@@ -278,6 +352,9 @@ def test_verbose_prints_or_calls(measure, table, capsys):
     assert capsys.readouterr().out == ""
     measure(table, verbose=True)
     assert "Aperture" in capsys.readouterr().out
+    for grouped, how in ((False, "each on its own"), (True, "grouped")):
+        measure(table, verbose=messages.append, optimal=True, psf=2.5, group_sources=grouped)
+        assert any("Optimal" in message and how in message for message in messages)
     measure(table)
     assert capsys.readouterr().out == ""
 
@@ -286,6 +363,8 @@ def test_images_smaller_than_a_window(measure):
     for shape in ((1, 1), (1, 30), (3, 2)):
         image = np.ones(shape)
         table = Table({"x": [0.0], "y": [0.0]})
+        fitted = measure(Table({"x": [0.0, 1.0], "y": [0.0, 0.0]}), image, optimal=True, psf=0.2)
+        assert fitted["flags"].tolist() == [Flag.NO_FIT] * 2
         result = measure(table, image, bkgann=(1, 4), centroid_iter=2)
         assert np.isfinite(result["npix_aper"][0])
         result = measure(table, image, bg=None, err=None)
