@@ -199,3 +199,12 @@ def test_median_of_an_even_number_is_the_mean_of_two(ops):
 def test_median_of_nothing(ops):
     assert len(medians(ops, np.empty(0, np.int64), np.empty(0))) == 0
     assert np.isnan(medians(ops, np.array([-1, -1]), np.array([1.0, 2.0]))).all()
+
+
+@pytest.mark.fresh_seed
+def test_dense_clumps_out_of_reach_are_told_apart_by_their_boxes(rng, ops, backend):
+    n = 50_000 if backend == "numpy" else 200
+    x, y = rng.uniform(0, 1, (2, 2 * n))
+    x[n:] += 3.01
+    groups = ops.link_groups(positions_of(ops, x, y), 2.0)
+    np.testing.assert_array_equal(ops.to_host(groups.id), np.repeat([1, 2], n))

@@ -155,8 +155,8 @@ def fit_group(field, psf, r, members, expected):
     seen = stamps.any(axis=0)
     columns = [stamps[:, seen], np.ones((len(pixels), int(level != 0)))]
     flux, fluxerr, residual, condition = least_squares(np.hstack(columns), data, err)
-    n_terms = len(members) + (level != 0)
     n_seen = np.count_nonzero(seen)
+    n_terms = n_seen + (level != 0)
     expected.flux[members[seen]], expected.fluxerr[members[seen]] = flux[:n_seen], fluxerr[:n_seen]
     expected.norm[members] = stamps.sum(axis=0)
     if len(pixels) > n_terms:
@@ -608,6 +608,18 @@ def test_crowds_are_given_up(rng, ops, level):
 
 
 @pytest.mark.fresh_seed
+def test_a_star_beside_a_crowd_is_fitted_for_the_sake_of_others(ops):
+    """Though it lies in the square of the crowd, and after it."""
+    x, y = np.append(np.full(40, 25.0), [31.2, 34.5]), np.append(np.full(40, 25.0), [30.5, 31.0])
+    image = draw(MODELS["Gaussian"], x[-2:], y[-2:], np.array([3e4, 500.0]), (60, 64))
+    sums, *_ = fit(ops, field_of(image, x, y), MODELS["Gaussian"], 4.0)
+    assert sums.singular.tolist() == 41 * [True] + [False]
+    assert abs(sums.flux[-1] - 500) < 1e-6 * 500
+    assert np.all(sums.npix[:-1] == 0)
+    assert np.isnan(sums.chi2[:-1]).all()
+
+
+@pytest.mark.fresh_seed
 @pytest.mark.parametrize("spread", [0.0, 1e-8])
 def test_thousands_on_one_spot_take_no_more_than_a_few(rng, ops, spread):
     """On NumPy, 2 MB of memory and 0.1 s; the group's matrix would have 200 MB."""
@@ -844,7 +856,7 @@ BAD_WIDTHS = {"NaN": np.nan, "inf": np.inf, "0": 0.0, "negative": -2.0, "-inf": 
 def test_a_bad_width_costs_only_its_own_row(measure, bad, grouped):
     """In a group of three, for instance, the others are fitted beside it as before."""
     value = BAD_WIDTHS.get(bad, {"huge": 1e300}.get(bad, 11.0))
-    for k in (1, 5) if bad in BAD_WIDTHS else (5,):
+    for k in (1, 5):
         widths = np.full(7, FWHM)
         widths[k] = value
         result = measure(fwhm=Widths(widths), group_sources=grouped)
@@ -856,9 +868,9 @@ def test_a_bad_width_costs_only_its_own_row(measure, bad, grouped):
         assert np.isnan(result["fluxerr"][k])
 
 
-@pytest.mark.parametrize("widest", [1e300, 11.0])
+@pytest.mark.parametrize("widest", [4.0, 9.5])
 def test_groups_have_the_median_width_of_their_members(measure, widest):
-    """With three members, one that is far too wide changes nothing."""
+    """With three members, it does not matter how wide the widest is."""
     widths = Widths(np.array([2.2, 3.1, widest, 2.0, 3.0, 2.7, 2.4]))
     result = measure(fwhm=widths)
     for rows, width in ((slice(0, 3), 3.1), (slice(3, 5), 2.5), (slice(5, 6), 2.7)):

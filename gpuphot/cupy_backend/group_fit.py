@@ -33,7 +33,8 @@ def grouped_optimal_sums(
     """Optimal sums of the sources in groups of two and more, each group fitted at once."""
     n = len(pos)
     flux, fluxerr, chi2, norm = (cupy.full(n, cupy.nan) for _ in range(4))
-    npix, singular = cupy.zeros(n, cupy.int64), cupy.zeros(n, cupy.bool_)
+    npix = cupy.zeros(n, cupy.int64)
+    singular, in_crowd = cupy.zeros(n, cupy.bool_), cupy.zeros(n, cupy.bool_)
     half_row, half_column = (cupy.full(n, size // 2, cupy.int32) for size in psf.stamp_shape)
     if fwhm is not None:
         half_row = half_column = (gaussian_size(fwhm) // 2).astype(cupy.int32)
@@ -42,11 +43,14 @@ def grouped_optimal_sums(
         members, crowded = make_members(
             frame, pos, groups, of_class, half_row, half_column, half, r, bg, fwhm
         )
-        singular |= crowded
+        in_crowd |= crowded
         fit = _fit(frame, members, psf)
         i = members.source
         flux[i], fluxerr[i], chi2[i], norm[i] = fit.flux, fit.fluxerr, fit.chi2, fit.norm
-        npix[i], singular[i] = fit.npix, singular[i] | fit.singular
+        npix[i], singular[i] = fit.npix, fit.singular
+    npix = cupy.where(in_crowd, 0, npix)
+    chi2, norm = (cupy.where(in_crowd, cupy.nan, values) for values in (chi2, norm))
+    singular |= in_crowd
     flux, fluxerr = (cupy.where(singular, cupy.nan, values) for values in (flux, fluxerr))
     return OptimalSums(flux, fluxerr, npix, chi2, norm, singular)
 
@@ -77,21 +81,19 @@ def _fit(frame: Frame, members: Members, psf: PSFModel) -> OptimalSums:
     halo = cupy.maximum(3.0 * cupy.maximum(members.half_row, members.half_column), CORE)
     solution = solve_groups(equations, members.x, members.y, halo)
     chi2 = _residuals(frame, members, psf, solution.flux, solution.constant)
-    totals = [
+    seen = equations.power > 0
+    npix, n_seen, chi2 = (
         group_totals(values, members.group_begin, members.group_end)
-        for values in (equations.own_area, chi2)
-    ]
-    npix = totals[0]
-    n_terms = members.group_end - members.group_begin + equations.has_constant
-    freedom = npix - n_terms
-    lost = equations.power == 0
+        for values in (equations.own_area, seen.astype(cupy.float64), chi2)
+    )
+    freedom = npix - n_seen - equations.has_constant
     return OptimalSums(
-        flux=cupy.where(lost, cupy.nan, solution.flux),
-        fluxerr=cupy.where(lost, cupy.nan, cupy.sqrt(solution.variance)),
+        flux=cupy.where(seen, solution.flux, cupy.nan),
+        fluxerr=cupy.where(seen, cupy.sqrt(solution.variance), cupy.nan),
         npix=npix.astype(cupy.int64),
-        chi2=cupy.where(freedom > 0, totals[1] / cupy.maximum(freedom, 1), cupy.nan),
+        chi2=cupy.where(freedom > 0, chi2 / cupy.maximum(freedom, 1), cupy.nan),
         norm=cupy.where(npix > 0, equations.light, cupy.nan),
-        singular=solution.singular & ~lost,
+        singular=solution.singular & seen,
     )
 
 

@@ -116,18 +116,29 @@ def make_members(
 
 
 def _sparse(wanted: Any, group: Any, row: Any, column: Any, rank: Any) -> tuple[Any, Any]:
-    """The first `MAX_CROWD` wanted sources of a group in each square, and all in fuller ones."""
-    squares = column // CROWD, row // CROWD
-    keys = cupy.stack([rank, *squares, group, (~wanted).astype(cupy.int64)])
-    order = cupy.lexsort(keys)
-    sorted_keys = keys[1:, order]
+    """`MAX_CROWD` wanted sources of a group in each square, and all in fuller ones.
+
+    The first ones on their pixels come first: others may lie on the spot of a crowd.
+    """
+    left_out = (~wanted).astype(cupy.int64)
+    on_pixel, _ = _places(rank, left_out, group, row, column)
+    place, count = _places(on_pixel, left_out, group, row // CROWD, column // CROWD, rank=rank)
+    return (place < MAX_CROWD) & wanted, (count > MAX_CROWD) & wanted
+
+
+def _places(order: Any, *keys: Any, rank: Any | None = None) -> tuple[Any, Any]:
+    """Place of each element among those with the same keys, and how many these are."""
+    first = [order] if rank is None else [rank, order]
+    columns = cupy.stack([*first, *keys])
+    by_key = cupy.lexsort(columns)
+    sorted_keys = columns[len(first) :, by_key]
     starts = cupy.ones(len(order), cupy.int64)
     starts[1:] = (sorted_keys[:, 1:] != sorted_keys[:, :-1]).any(axis=0)
-    begin, end = runs(cupy.cumsum(starts))
-    kept, crowded = cupy.empty(len(order), cupy.bool_), cupy.empty(len(order), cupy.bool_)
-    kept[order] = cupy.arange(len(order)) - begin < MAX_CROWD
-    crowded[order] = end - begin > MAX_CROWD
-    return kept & wanted, crowded & wanted
+    begin, end = runs(cupy.cumsum(starts, dtype=cupy.int64))
+    place, count = cupy.empty(len(order), cupy.int64), cupy.empty(len(order), cupy.int64)
+    place[by_key] = cupy.arange(len(order)) - begin
+    count[by_key] = end - begin
+    return place, count
 
 
 def reaches_image(frame: Frame, pos: Positions, half_row: Any, half_column: Any) -> Any:

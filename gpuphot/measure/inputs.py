@@ -344,13 +344,14 @@ def read_widths(
     assert callable(fwhm)
     expected = "fwhm must return a number, or an array with one for each of the positions"
     try:
-        answer = np.asarray(fwhm(x[valid], y[valid]))
+        returned = fwhm(x[valid], y[valid])
+        answer = np.asarray(returned)
     except Exception as error:
         raise TypeError(
             f"{expected}, but calling it failed: {type(error).__name__}: {error}"
         ) from error
     if answer.dtype.kind not in "iuf":
-        raise TypeError(f"{expected}, got {_kind(answer)}")
+        raise TypeError(f"{expected}, got {_kind(returned)}")
     n = np.count_nonzero(valid)
     if answer.shape not in ((), (n,)):
         raise ValueError(f"{expected}, got shape {answer.shape} for {n} positions")

@@ -100,10 +100,12 @@ def _fitted_positions(
         return replace(pos, valid=pos.valid & fits), None
     x, y, valid = ops.to_host(xp.stack([pos.x, pos.y, pos.valid.astype(xp.float64)]))
     widths = ops.to_device(inputs.read_widths(extraction.fwhm, x, y, valid != 0))
-    of_fit = widths if groups is None else ops.group_median(groups, widths)
     # Compared before it is rounded to a size: a width may be larger than any integer.
-    fits = (of_fit <= largest) & (gaussian_size(xp.where(of_fit <= largest, of_fit, 1)) <= largest)
-    return replace(pos, valid=pos.valid & fits), _Widths(widths, xp.where(fits, of_fit, 1.0))
+    fits = (widths <= largest) & (gaussian_size(xp.where(widths <= largest, widths, 1)) <= largest)
+    widths = xp.where(fits, widths, xp.nan)
+    of_fit = widths if groups is None else ops.group_median(groups, widths)
+    usable = xp.isfinite(of_fit)
+    return replace(pos, valid=pos.valid & usable), _Widths(widths, xp.where(usable, of_fit, 1.0))
 
 
 def _optimal_sums(

@@ -69,16 +69,19 @@ def grouped_optimal_sums(
     """
     n = len(pos)
     flux, fluxerr, chi2, norm = (np.full(n, np.nan) for _ in range(4))
-    npix, singular = np.zeros(n, np.int64), np.zeros(n, np.bool_)
+    npix, singular, in_crowd = np.zeros(n, np.int64), np.zeros(n, np.bool_), np.zeros(n, np.bool_)
     rows = pos.order[(pos.valid & (groups.size > 1))[pos.order]]
     for shape, part in by_stamp_shape(psf, fwhm, rows):
         members, crowded = make_members(frame, pos, groups, part, shape, r, bg, fwhm)
-        singular[crowded] = True
+        in_crowd[crowded] = True
         fit = _fit(frame, members, psf)
         i = members.source
         flux[i], fluxerr[i], chi2[i] = fit.flux, fit.fluxerr, fit.chi2
         norm[i], npix[i] = fit.norm, fit.npix
-        singular[i] |= fit.singular
+        singular[i] = fit.singular
+    npix[in_crowd] = 0
+    chi2[in_crowd] = norm[in_crowd] = np.nan
+    singular |= in_crowd
     flux[singular] = fluxerr[singular] = np.nan
     return OptimalSums(flux, fluxerr, npix, chi2, norm, singular)
 
@@ -92,19 +95,19 @@ def _fit(frame: Frame, members: Members, psf: PSFModel) -> OptimalSums:
     solution = solve_groups(equations, members.x, members.y, halo)
     chi2 = _residuals(frame, members, psf, i, j, own, solution.flux, solution.constant)
     npix = group_sums(equations.own_area, members.group)
-    n_terms = group_sums(np.ones(len(members)), members.group)
+    seen = equations.power > 0
+    n_terms = group_sums(seen.astype(np.float64), members.group)
     n_terms += group_sums(members.has_constant.astype(np.float64), members.group) > 0
     freedom = npix - n_terms
     reduced = np.where(freedom > 0, group_sums(chi2, members.group) / freedom, np.nan)
     group = members.group
-    lost = equations.power == 0
     return OptimalSums(
-        flux=np.where(lost, np.nan, solution.flux),
-        fluxerr=np.where(lost, np.nan, np.sqrt(solution.variance)),
+        flux=np.where(seen, solution.flux, np.nan),
+        fluxerr=np.where(seen, np.sqrt(solution.variance), np.nan),
         npix=npix[group].astype(np.int64),
         chi2=reduced[group],
         norm=np.where(npix[group] > 0, equations.light, np.nan),
-        singular=solution.singular & ~lost,
+        singular=solution.singular & seen,
     )
 
 

@@ -145,17 +145,25 @@ def _reaches_image(
 def _sparse(
     group: NDArray[np.int64], row: NDArray[np.intp], column: NDArray[np.intp]
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """The first `MAX_CROWD` members of a group in each square, and all in fuller ones."""
-    row, column = row // CROWD, column // CROWD
-    by_square = np.lexsort((column, row, group))
-    key = np.stack([group, row, column])[:, by_square]
-    changed = (np.diff(key) != 0).any(axis=0)
-    start = np.flatnonzero(np.append(len(group) > 0, changed))
-    count = np.diff(start, append=len(group))
-    kept, crowded = np.empty(len(group), np.bool_), np.empty(len(group), np.bool_)
-    kept[by_square] = np.arange(len(group)) - np.repeat(start, count) < MAX_CROWD
-    crowded[by_square] = np.repeat(count, count) > MAX_CROWD
-    return kept, crowded
+    """`MAX_CROWD` members of a group in each square, and all in fuller ones.
+
+    The first ones on their pixels come first: others may lie on the spot of a crowd.
+    """
+    on_pixel, _ = _places(np.arange(len(group)), group, row, column)
+    place, count = _places(on_pixel, group, row // CROWD, column // CROWD)
+    return place < MAX_CROWD, count > MAX_CROWD
+
+
+def _places(order: NDArray[np.intp], *keys: NDArray) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Place of each element among those with the same keys, and how many these are."""
+    by_key = np.lexsort((order, *keys))
+    changed = (np.diff(np.stack(keys)[:, by_key]) != 0).any(axis=0)
+    start = np.flatnonzero(np.append(len(order) > 0, changed))
+    size = np.diff(start, append=len(order))
+    place, count = np.empty(len(order), np.intp), np.empty(len(order), np.intp)
+    place[by_key] = np.arange(len(order)) - np.repeat(start, size)
+    count[by_key] = np.repeat(size, size)
+    return place, count
 
 
 def _group_mean(values: NDArray[np.float64], group: NDArray[np.intp]) -> NDArray[np.float64]:

@@ -81,6 +81,8 @@ def _link_cells(
 ) -> NDArray[np.intp]:
     """Component of every cell; sources are sorted by cell, and a, b are cells near each other."""
     label: NDArray = np.arange(len(first))
+    near = _boxes_near(x, y, first, a, b, radius)
+    a, b = a[near], b[near]
     tested, n_tests = 0, FIRST_TESTS
     while len(a):
         linked = np.zeros(len(a), np.bool_)
@@ -98,6 +100,17 @@ def _link_cells(
         open_pairs = (label[a] != label[b]) & (count[a] * count[b] > tested)
         a, b = a[open_pairs], b[open_pairs]
     return label
+
+
+def _boxes_near(
+    x: NDArray, y: NDArray, first: NDArray, a: NDArray, b: NDArray, radius: float
+) -> NDArray[np.bool_]:
+    """Whether the boxes around the sources of two cells are within the radius of each other."""
+    gap = []
+    for v in (x, y):
+        low, high = (f.reduceat(v, first) for f in (np.minimum, np.maximum))
+        gap.append(np.maximum(np.maximum(low[b] - high[a], low[a] - high[b]), 0))
+    return np.sqrt(gap[0] * gap[0] + gap[1] * gap[1]) <= radius
 
 
 def _any_within(

@@ -22,11 +22,32 @@ __device__ inline void unite(int* parent, int a, int b) {
     }
 }
 
+// Smallest or, with sign -1, minus the largest of values [begin, end); by a warp.
+__device__ inline double extreme(const double* values, int begin, int end, double sign) {
+    double least = INFINITY;
+    for (int i = begin + (threadIdx.x & 31); i < end; i += 32) least = fmin(least, sign * values[i]);
+    for (int step = 16; step > 0; step >>= 1)
+        least = fmin(least, __shfl_xor_sync(FULL_WARP, least, step));
+    return least;
+}
+
+// Distance along one axis of the boxes around the sources [a, a_end) and [b, b_end); by a warp.
+__device__ inline double gap_between(const double* values, int a, int a_end, int b, int b_end) {
+    const double after = extreme(values, b, b_end, 1) + extreme(values, a, a_end, -1);
+    const double before = extreme(values, a, a_end, 1) + extreme(values, b, b_end, -1);
+    return fmax(fmax(after, before), 0.0);
+}
+
 // Whether a source of [a, a_end) lies within the radius of one of [b, b_end); by a warp.
 __device__ inline bool any_within(const double* x, const double* y, int a, int a_end, int b,
                                   int b_end, double radius) {
     const int lane = threadIdx.x & 31, width = b_end - b;
     const long long n = (long long)(a_end - a) * width;
+    if (n > 1024) {  // or else the boxes cost more than they save
+        const double dx = gap_between(x, a, a_end, b, b_end);
+        const double dy = gap_between(y, a, a_end, b, b_end);
+        if (!(sqrt(dx * dx + dy * dy) <= radius)) return false;
+    }
     for (long long base = 0; base < n; base += 32) {
         bool near = false;
         if (base + lane < n) {
