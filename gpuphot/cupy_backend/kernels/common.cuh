@@ -24,3 +24,15 @@ __device__ inline double warp_sum(double value) {
     for (int step = 16; step > 0; step >>= 1) value += __shfl_xor_sync(FULL_WARP, value, step);
     return value;
 }
+
+// Sum over a block of whole warps, in a fixed order; every thread gets the same bits.
+// of_warp: shared, a double for each warp
+__device__ inline double block_sum(double value, double* of_warp) {
+    value = warp_sum(value);
+    __syncthreads();
+    if ((threadIdx.x & 31) == 0) of_warp[threadIdx.x >> 5] = value;
+    __syncthreads();
+    double total = 0;
+    for (int warp = 0; warp < (int)(blockDim.x >> 5); ++warp) total += of_warp[warp];
+    return total;
+}

@@ -82,17 +82,6 @@ __device__ inline double light_at(const Stamps& stamps, const Members& members, 
                          stamps.columns / 2];
 }
 
-// Sum over the block, in a fixed order; every thread gets the same bits. of_warp: shared
-__device__ inline double block_sum(double value, double* of_warp) {
-    value = warp_sum(value);
-    __syncthreads();
-    if ((threadIdx.x & 31) == 0) of_warp[threadIdx.x >> 5] = value;
-    __syncthreads();
-    double total = 0;
-    for (int warp = 0; warp < BLOCK / 32; ++warp) total += of_warp[warp];
-    return total;
-}
-
 // Sums of each member over the pixels of its group, on its stamp.
 //
 // begin: first member, that of block 0; in_group: (blocks, rows, columns), whether a pixel of the

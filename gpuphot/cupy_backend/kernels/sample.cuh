@@ -9,7 +9,7 @@
 //   long long count() const                          candidates
 //   bool value(long long k, double& value) const     whether candidate k belongs, and its value
 #pragma once
-#include "common.cuh"
+#include "search.cuh"
 
 #define CLIP_SIGMA 3.0
 #define MAX_REJECTIONS 10
@@ -25,17 +25,6 @@ struct Statistics {
     double reference;          // median of the whole sample
     double median, mean, std;  // of what is left, relative to the reference
 };
-
-// Sum over a block of whole warps; every thread gets the same bits.
-__device__ inline double block_sum(double value, Scratch& scratch) {
-    value = warp_sum(value);
-    __syncthreads();
-    if ((threadIdx.x & 31) == 0) scratch.of_warp[threadIdx.x >> 5] = value;
-    __syncthreads();
-    double total = 0;
-    for (int warp = 0; warp < (int)(blockDim.x >> 5); ++warp) total += scratch.of_warp[warp];
-    return total;
-}
 
 __device__ inline double standard_deviation(double sum, double sum_of_squares, double n) {
     const double mean = sum / n;
@@ -78,19 +67,6 @@ __device__ inline void sort(double* sample, int n) {
     __syncthreads();
 }
 
-// First of the sorted values [first, last) that is not below the bound.
-__device__ inline int bisect(const double* sorted, int first, int last, double bound) {
-    while (first < last) {
-        const int middle = (first + last) / 2;
-        if (sorted[middle] < bound) {
-            first = middle + 1;
-        } else {
-            last = middle;
-        }
-    }
-    return first;
-}
-
 __device__ inline Statistics interval_statistics(const double* sorted, int first, int last,
                                                  double reference, Scratch& scratch) {
     double sum = 0, sum_of_squares = 0;
@@ -98,8 +74,8 @@ __device__ inline Statistics interval_statistics(const double* sorted, int first
         sum += sorted[k];
         sum_of_squares += sorted[k] * sorted[k];
     }
-    sum = block_sum(sum, scratch);
-    sum_of_squares = block_sum(sum_of_squares, scratch);
+    sum = block_sum(sum, scratch.of_warp);
+    sum_of_squares = block_sum(sum_of_squares, scratch.of_warp);
     Statistics result;
     result.count = last - first;
     result.reference = reference;
@@ -127,15 +103,15 @@ __device__ inline Statistics clip_in_shared(const Pixels& pixels, bool recall, d
         const Statistics left = interval_statistics(sample, first, last, reference, scratch);
         low = left.median - CLIP_SIGMA * left.std;
         high = left.median + CLIP_SIGMA * left.std;
-        const int begin = bisect(sample, first, last, low);
-        const int end = bisect(sample, first, last, nextafter(high, INFINITY));
+        const int begin = lower_bound(sample, first, last, low);
+        const int end = lower_bound(sample, first, last, nextafter(high, INFINITY));
         if (begin == first && end == last) break;
         first = begin;
         last = end;
     }
     if (recall && n) {
-        first = bisect(sample, 0, n, low);
-        last = bisect(sample, 0, n, nextafter(high, INFINITY));
+        first = lower_bound(sample, 0, n, low);
+        last = lower_bound(sample, 0, n, nextafter(high, INFINITY));
     }
     return interval_statistics(sample, first, last, reference, scratch);
 }
@@ -201,9 +177,9 @@ __device__ inline Statistics deviation_statistics(const Deviations<Pixels>& samp
         sum += value;
         sum_of_squares += value * value;
     }
-    n = block_sum(n, scratch);
-    sum = block_sum(sum, scratch);
-    sum_of_squares = block_sum(sum_of_squares, scratch);
+    n = block_sum(n, scratch.of_warp);
+    sum = block_sum(sum, scratch.of_warp);
+    sum_of_squares = block_sum(sum_of_squares, scratch.of_warp);
     Statistics result;
     result.count = (int)n;
     result.reference = sample.reference;
