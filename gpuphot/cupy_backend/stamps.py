@@ -19,23 +19,13 @@ def psf_stamps(
     psf: PSFModel, x: Any, y: Any, half_size: int | None = None, fwhm: Any | None = None
 ) -> Any:
     """Stamps of the PSF at positions, each of sum 1, or their central parts."""
-    stamps = cupy.empty((len(x), *_shape(psf, half_size, fwhm)))
+    stamps = cupy.empty((len(x), *psf.core_shape(half_size, fwhm is not None)))
     x, y = cupy.ascontiguousarray(x), cupy.ascontiguousarray(y)
     if psf.planes is None:
         _gaussian_stamps(cupy.full(1, psf.fwhm) if fwhm is None else fwhm, x, y, stamps)
     else:
         _resampled_stamps(psf, x, y, stamps)
     return stamps
-
-
-def _shape(psf: PSFModel, half_size: int | None, fwhm: Any | None) -> tuple[int, int]:
-    """Rows and columns of the pixels that are asked for."""
-    rows, columns = psf.stamp_shape
-    if half_size is None:
-        return rows, columns
-    if fwhm is not None:
-        return 2 * half_size + 1, 2 * half_size + 1
-    return 2 * min(half_size, rows // 2) + 1, 2 * min(half_size, columns // 2) + 1
 
 
 def _gaussian_stamps(fwhm: Any, x: Any, y: Any, stamps: Any) -> None:

@@ -13,9 +13,10 @@ MIN_RADIUS = 1e-3
 """In pixels; below it, cells of a whole image could not be numbered."""
 
 CROWD = 8
-"""Side of a square of pixels, and"""
+"""Side of the squares, in pixels, in which members of a group are counted."""
+
 MAX_CROWD = 32
-"""how many members of a group in it are fitted. Where there are more, half a star a pixel, they
+"""Members in such a square that are fitted. Where there are more, over half a star a pixel, they
 cannot be told apart: all are given up, and the first ones fitted for the sake of others."""
 
 MAX_DENSE = 64

@@ -138,6 +138,19 @@ class PSFModel(Mapping[str, Any]):
             2 * math.floor(self.width * self.sampling / 2) + 1,
         )
 
+    def core_shape(self, half_size: int | None, own_widths: bool) -> tuple[int, int]:
+        """Rows and columns of the stamps up to `half_size` pixels from the central one.
+
+        None is the whole stamp. Gaussians with `own_widths` have stamps of all sizes: the half
+        size alone decides.
+        """
+        rows, columns = self.stamp_shape
+        if half_size is None:
+            return rows, columns
+        if own_widths:
+            return 2 * half_size + 1, 2 * half_size + 1
+        return 2 * min(half_size, rows // 2) + 1, 2 * min(half_size, columns // 2) + 1
+
     @property
     def has_central_pixel(self) -> bool:
         """Whether stamps have an odd number of rows and of columns, as those of a fit must."""

@@ -21,7 +21,7 @@ from gpuphot.models.groups import (
     WELL_DETERMINED,
 )
 
-from .chunks import chunks
+from .chunks import chunks, ranges
 from .sums import group_sums, row_sums
 
 MATRICES = 1 << 20
@@ -294,7 +294,7 @@ def _invert(
     inverse : (n_systems, n_core, m) float64 array
     variance, inflation : (n_systems, n_core) float64 arrays
     """
-    matrix, noise_matrix = (_dense(sparse, members) for sparse in (normal, noise))
+    matrix, noise_matrix = _dense(members, normal, noise)
     diagonal = np.einsum("nkk->nk", matrix)
     scale = np.zeros(diagonal.shape)
     np.divide(1, np.sqrt(diagonal), out=scale, where=diagonal > 0)
@@ -308,19 +308,27 @@ def _invert(
     return inverse, _last_axis_sums(spread, inverse), inflation
 
 
-def _dense(sparse: csr_array, members: NDArray[np.intp]) -> NDArray[np.float64]:
-    """The matrices (n_systems, m, m) of systems that share no member."""
+def _dense(members: NDArray[np.intp], *sparse: csr_array) -> list[NDArray[np.float64]]:
+    """The matrices (n_systems, m, m) of systems that share no member.
+
+    Of several sparse matrices with the same elements. The cost is that of the systems, however
+    many members there are elsewhere.
+    """
     n_systems, m = members.shape
-    system, place = np.full(sparse.shape[0], -1), np.zeros(sparse.shape[0], np.intp)
-    system[members] = np.arange(n_systems)[:, None]
-    place[members] = np.arange(m)
-    rows = sparse[members.ravel()]
-    row = np.repeat(np.arange(members.size), np.diff(rows.indptr))
-    inside = system[rows.indices] == row // m
-    dense = np.zeros((n_systems, m, m))
-    row, column = row[inside], rows.indices[inside]
-    dense[row // m, row % m, place[column]] = rows.data[inside]
-    return dense
+    flat = members.ravel()
+    begin = sparse[0].indptr[flat]
+    n = sparse[0].indptr[flat + 1] - begin
+    element, row = ranges(begin, n), np.repeat(np.arange(len(flat)), n)
+    by_member = np.argsort(flat)
+    member = sparse[0].indices[element]
+    place = np.searchsorted(flat[by_member], member)
+    place = by_member[np.minimum(place, len(flat) - 1)]
+    inside = (flat[place] == member) & (place // m == row // m)
+    element, row, column = element[inside], row[inside], place[inside] % m
+    matrices = [np.zeros((n_systems, m, m)) for _ in sparse]
+    for dense, matrix in zip(matrices, sparse, strict=True):
+        dense[row // m, row % m, column] = matrix.data[element]
+    return matrices
 
 
 def _sweep(

@@ -41,6 +41,12 @@ def runs(elements: NDArray) -> Iterator[slice]:
         start = stop
 
 
+def ranges(begin: NDArray, n: NDArray) -> NDArray[np.intp]:
+    """The integers from each `begin` on, n of them, one range after the other."""
+    offset = np.cumsum(n) - n
+    return np.arange(int(n.sum())) + np.repeat(begin - offset, n)
+
+
 def bands(shape: tuple[int, ...]) -> Iterator[slice]:
     """Slices of the rows of an image, each of about `BAND` pixels."""
     step = min(MAX_BAND_ROWS, max(1, BAND // shape[1]))

@@ -203,10 +203,8 @@ def _read_pixels(
     cut = np.flatnonzero(
         _crosses(members.row[k], offset[0], height) | _crosses(members.column[k], offset[1], width)
     )
-    row, column = (
-        members.row[k[cut]][:, None] + offset[0],
-        members.column[k[cut]][:, None] + offset[1],
-    )
+    row = members.row[k[cut]][:, None] + offset[0]
+    column = members.column[k[cut]][:, None] + offset[1]
     usable[cut] = (row >= 0) & (row < height) & (column >= 0) & (column < width)
     index[cut] = np.where(usable[cut], index[cut], 0)
     data, err = frame.data.ravel().take(index), frame.err.ravel().take(index)
@@ -230,19 +228,15 @@ def _pixels_of_groups(
 
     Of the same group. Both of shape (n, rows * columns).
     """
-    n_rows, n_columns = members.shape
-    union = np.zeros((len(k), n_rows * n_columns), np.bool_)
+    size = math.prod(members.shape)
+    union = np.zeros((len(k), size), np.bool_)
     earlier = np.zeros_like(union)
     union[:, _disc_in_stamp(members)] = members.in_circle(k)
-    disc_row, disc_column = members.disc
-    for part in chunks(len(band.around[0]), len(disc_row)):
+    for part in chunks(len(band.around[0]), len(members.disc[0])):
         one, other = band.around[0][part], band.around[1][part]
-        row = (members.row[other] - members.row[one])[:, None] + disc_row + members.half[0]
-        column = (members.column[other] - members.column[one])[:, None] + disc_column
-        column += members.half[1]
-        hit = (row >= 0) & (row < n_rows) & (column >= 0) & (column < n_columns)
+        pixel, hit = members.disc_on_stamp(other, one)
         hit &= members.in_circle(other)
-        pixel = ((one - k[0])[:, None] * n_rows + row) * n_columns + column
+        pixel += (one - k[0])[:, None] * size
         union.ravel()[pixel[hit]] = True
         earlier.ravel()[pixel[hit & (other < one)[:, None]]] = True
     return union, earlier
@@ -332,10 +326,6 @@ def _light_on_disc(
 
     `stamps`, times their fluxes, are those of `stars`, which include them.
     """
-    n_rows, n_columns = members.shape
-    disc_row, disc_column = members.disc
-    row = (members.row[one] - members.row[other])[:, None] + disc_row + members.half[0]
-    column = (members.column[one] - members.column[other])[:, None] + disc_column + members.half[1]
-    hit = (row >= 0) & (row < n_rows) & (column >= 0) & (column < n_columns)
-    pixel = (np.searchsorted(stars, other)[:, None] * n_rows + row) * n_columns + column
+    pixel, hit = members.disc_on_stamp(one, other)
+    pixel += np.searchsorted(stars, other)[:, None] * math.prod(members.shape)
     return np.where(hit, stamps.ravel().take(np.where(hit, pixel, 0)), 0)

@@ -88,6 +88,19 @@ class Members:
         dy = (self.row[i] - self.y[i])[:, None] + row
         return np.sqrt(dx * dx + dy * dy) <= self.r
 
+    def disc_on_stamp(
+        self, i: NDArray[np.intp], j: NDArray[np.intp]
+    ) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+        """Where the discs of the members i lie on the flat stamps of the members j; (n, T).
+
+        And which pixels of the disc lie on the stamp at all.
+        """
+        n_rows, n_columns = self.shape
+        row = (self.row[i] - self.row[j])[:, None] + self.disc[0] + self.half[0]
+        column = (self.column[i] - self.column[j])[:, None] + self.disc[1] + self.half[1]
+        inside = (row >= 0) & (row < n_rows) & (column >= 0) & (column < n_columns)
+        return row * n_columns + column, inside
+
     def stamps(self, psf: PSFModel, i: NDArray[np.intp]) -> NDArray[np.float64]:
         """Stamps of the members i, of shape (n, rows * columns)."""
         half = max(self.half)

@@ -11,7 +11,7 @@ from scipy.spatial import cKDTree
 from gpuphot.models.frame import Groups, Positions
 from gpuphot.models.groups import CELL, MAX_CELL, REACH
 
-from .chunks import chunks
+from .chunks import chunks, ranges
 
 FIRST_TESTS, MORE_TESTS, MAX_TESTS = 64, 64, 1 << 20
 """Pairs of sources that are tested at first to link two cells, how many times more in every
@@ -23,14 +23,14 @@ def link_groups(pos: Positions, radius: float) -> Groups:
 
     Sources in one cell of a grid with 0.7 radii a side are always linked, and linked ones lie at
     most two cells apart: cells are linked, not sources, and two cells that others have linked
-    already are not looked at. Time and memory grow with the number of sources, whatever their
-    density.
+    already are not looked at. Memory grows with the number of sources, whatever their density; time
+    does, too, unless dense cells interlock without a link.
 
     Parameters
     ----------
     pos : Positions
     radius : float
-        In pixels, positive.
+        In pixels; at 0 every source is a group.
 
     Returns
     -------
@@ -71,7 +71,7 @@ def _near_cells(cell: NDArray[np.int64], stride: int) -> tuple[NDArray, NDArray]
         end = np.searchsorted(cell, middle + REACH, side="right")
         n = end - begin
         a = np.repeat(np.arange(len(cell)), n)
-        pairs.append((a, _ranges(begin, n)))
+        pairs.append((a, ranges(begin, n)))
     a, b = (np.concatenate(side) for side in zip(*pairs, strict=True))
     return a, b
 
@@ -131,18 +131,12 @@ def _any_within(
     linked = np.zeros(len(a), np.bool_)
     n = np.clip(count[a] * count[b] - tested, 0, n_tests)
     pair = np.repeat(np.arange(len(a)), n)
-    number = _ranges(np.full(len(a), tested), n)
+    number = ranges(np.full(len(a), tested), n)
     width = count[b][pair]
     i, j = first[a][pair] + number // width, first[b][pair] + number % width
     dx, dy = x[i] - x[j], y[i] - y[j]
     linked[pair[np.sqrt(dx * dx + dy * dy) <= radius]] = True
     return linked
-
-
-def _ranges(begin: NDArray, n: NDArray) -> NDArray[np.intp]:
-    """The integers from each `begin` on, n of them, one range after the other."""
-    offset = np.cumsum(n) - n
-    return np.arange(int(n.sum())) + np.repeat(begin - offset, n)
 
 
 def _in_order_of_appearance(group: NDArray[np.int64]) -> Groups:

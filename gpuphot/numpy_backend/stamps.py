@@ -53,7 +53,7 @@ def psf_stamps(
     (N, rows, columns) float64 array
         NaN where the position is not finite.
     """
-    stamps = np.empty((len(x), *_shape(psf, half_size, fwhm)))
+    stamps = np.empty((len(x), *psf.core_shape(half_size, fwhm is not None)))
     valid = np.isfinite(x) & np.isfinite(y)
     x, y = np.where(valid, x, 0), np.where(valid, y, 0)
     if psf.planes is not None:
@@ -65,16 +65,6 @@ def psf_stamps(
             _gaussian_stamps(fwhm[part], x[part], y[part], stamps[part])
     stamps[~valid] = np.nan
     return stamps
-
-
-def _shape(psf: PSFModel, half_size: int | None, fwhm: NDArray | None) -> tuple[int, int]:
-    """Rows and columns of the pixels that are asked for."""
-    rows, columns = psf.stamp_shape
-    if half_size is None:
-        return rows, columns
-    if fwhm is not None:
-        return 2 * half_size + 1, 2 * half_size + 1
-    return 2 * min(half_size, rows // 2) + 1, 2 * min(half_size, columns // 2) + 1
 
 
 def _gaussian_stamps(fwhm: NDArray, x: NDArray, y: NDArray, out: NDArray) -> None:
