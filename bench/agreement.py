@@ -7,10 +7,14 @@ from typing import Any
 import numpy as np
 from astropy.table import Table
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
+from gpuphot.models.sep import MAX_EXACT_GROUP
+
 ALLOWED = 1e-9
-EXACT = ("flags", "npix_optimal", "group_size")
+EXACT = ("flags", "npix_optimal", "group_size", "niter_psf", "flags_psf")
 LEAST_SEPARATION = 0.3
 """Of the members of a group, in pixels.
 
@@ -19,15 +23,22 @@ inverse square of the separation, and the more so where three come together.
 """
 
 
-def check(label: str, ours: Table, theirs: Table) -> dict[str, float]:
+def check(label: str, ours: Table, theirs: Table, link: float | None = None) -> dict[str, float]:
     """Compare the same sources; end the benchmark if they differ too much.
+
+    Parameters
+    ----------
+    label : str
+    ours, theirs : Table
+    link : float, optional
+        Pixels up to which sources are linked to groups, if the tables do not tell.
 
     Returns
     -------
     dict
         Largest relative difference by column, and the number of compared sources.
     """
-    rows = comparable(ours, theirs)
+    rows = comparable(ours, theirs) if link is None else _exact_in_sep(theirs, link)
     ours, theirs = ours[rows], theirs[rows]
     if len(rows) == 0:
         raise SystemExit(f"{label}: there are no sources to compare, nothing is timed")
@@ -65,6 +76,18 @@ def comparable(ours: Table, theirs: Table) -> NDArray[np.intp]:
     return np.flatnonzero(complete & ~coincident)
 
 
+def _exact_in_sep(theirs: Table, link: float) -> NDArray[np.intp]:
+    """Rows of groups that SEP solves exactly, without members that nearly coincide."""
+    tree = cKDTree(np.column_stack([theirs["x"], theirs["y"]]))
+    pairs = tree.query_pairs(link, output_type="ndarray")
+    n = len(theirs)
+    graph = coo_array((np.ones(len(pairs)), pairs.T), shape=(n, n))
+    _, group = connected_components(graph, directed=False)
+    near = tree.query_pairs(LEAST_SEPARATION, output_type="ndarray")
+    coincident = np.isin(group, group[near])
+    return np.flatnonzero((np.bincount(group)[group] <= MAX_EXACT_GROUP) & ~coincident)
+
+
 def _scales(theirs: Table) -> dict[str, Any]:
     """What differences are relative to, by column."""
     flux, fluxerr = np.asarray(theirs["flux"]), np.asarray(theirs["fluxerr"])
@@ -74,6 +97,8 @@ def _scales(theirs: Table) -> dict[str, Any]:
             scales[name] = np.abs(np.asarray(theirs[name]))
     if "x_orig" in theirs.colnames:
         scales |= {"x": 1.0, "y": 1.0}
+    if "x_psf" in theirs.colnames:
+        scales |= {"x_psf": 1.0, "y_psf": 1.0, "chi2_psf": 1.0}
     return scales
 
 

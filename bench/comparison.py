@@ -1,4 +1,4 @@
-"""Side-by-side benchmark of `gpuphot.measure_objects`: agreement first, then times, then a report.
+"""Side-by-side benchmark of a function of gpuphot: agreement first, then times, then a report.
 
 A script lists its rows and calls `main`; nothing here knows which algorithm is measured.
 """
@@ -49,13 +49,13 @@ class Reference:
 
 @dataclass(frozen=True)
 class Row:
-    """One way to call `measure_objects`, and its equivalents elsewhere.
+    """One way to call a function, and its equivalents elsewhere.
 
     Attributes
     ----------
     key, title : str
     options : dict
-        Arguments of `measure_objects`, of types that JSON has.
+        Arguments of the function, of types that JSON has.
     maps_given : bool
         Hand over background and noise map; else they are estimated in the call.
     psf_given : bool
@@ -63,6 +63,10 @@ class Row:
     grouped : bool
         Neighbours are measured together: to measure part of the sources, a reference needs all
         of those in part of the image.
+    link : float or None
+        Pixels up to which the function links sources, if its table has no column for groups.
+    function : str
+        Of gpuphot, and of stdpipe.
     references : dict of str to Reference
         By package; stdpipe is always there.
     """
@@ -73,6 +77,8 @@ class Row:
     maps_given: bool = True
     psf_given: bool = False
     grouped: bool = False
+    link: float | None = None
+    function: str = "measure_objects"
     references: dict[str, Reference] = field(default_factory=dict)
 
     def call(self) -> dict[str, Any]:
@@ -80,6 +86,12 @@ class Row:
         return {
             "options": self.options, "maps_given": self.maps_given, "psf_given": self.psf_given
         }  # fmt: skip
+
+    def measure(self, workload: Workload, backend: str) -> Any:
+        """The call itself."""
+        function = getattr(gpuphot, self.function)
+        arguments = workload.arguments(**self.call())
+        return function(workload.table, workload.image, **arguments, backend=backend)
 
 
 @dataclass(frozen=True)
@@ -102,6 +114,7 @@ def main(benchmark: str, rows: Sequence[Row]) -> None:
         row.key: {name: reference.called for name, reference in row.references.items()}
         for row in rows
     }
+    report["function"] = rows[0].function
     report["largest_group"] = LARGEST_GROUP
     report["results"], report["memory"] = [], {}
     for name in arguments.workloads:
@@ -109,7 +122,7 @@ def main(benchmark: str, rows: Sequence[Row]) -> None:
         report["memory"][name] = harness.peak_memory_of_gpuphot(
             name,
             arguments.backend,
-            {row.key: row.call() for row in rows},
+            {row.key: {"function": row.function, "call": row.call()} for row in rows},
         )
         workload = build(name)
         for row in rows:
@@ -123,7 +136,7 @@ def main(benchmark: str, rows: Sequence[Row]) -> None:
 def _parser(benchmark: str, keys: list[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m bench.{benchmark}",
-        description="Time gpuphot.measure_objects next to stdpipe, photutils and sep_x.",
+        description="Time gpuphot next to stdpipe, photutils and sep_x.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--workloads", nargs="+", choices=SIZES, default=["S", "M"])
@@ -157,27 +170,29 @@ def _run(workload: Workload, row: Row, arguments: argparse.Namespace) -> dict[st
     """Check and time one row on one workload."""
     label = f"{workload.name}: {row.title}"
     _progress(f"{label}: agreement")
-    ours = partial(
-        gpuphot.measure_objects,
-        workload.table,
-        workload.image,
-        **workload.arguments(**row.call()),
-        backend=arguments.backend,
-    )
-    measures: dict[str, Measure] = {"stdpipe": partial(stdpipe_measure, row=row.call())}
+    ours = partial(row.measure, workload, arguments.backend)
+    measures: dict[str, Measure] = {
+        "stdpipe": partial(stdpipe_measure, function=row.function, row=row.call())
+    }
     measures |= {name: reference.measure for name, reference in row.references.items()}
     # These calls are the warm-up, too.
     measured = ours()
-    if row.grouped and np.max(measured["group_size"]) > LARGEST_GROUP:
+    has_groups = "group_size" in measured.colnames
+    if has_groups and np.max(measured["group_size"]) > LARGEST_GROUP:
         measures = {}
     agreements: dict[str, Any] = {}
     checked = _part(workload, row, AGREEMENT_SOURCES)
+    # Without a column for groups, it takes the same sources to be sure that groups are the same.
+    same = row.grouped and not has_groups
+    mine = row.measure(checked.workload, arguments.backend) if same else measured[checked.rows]
     for name, measure in measures.items():
         theirs = measure(checked.workload)
         compare = (
-            partial(agreement.check, label) if name == "stdpipe" else agreement.typical_difference
+            partial(agreement.check, label, link=row.link)
+            if name == "stdpipe"
+            else agreement.typical_difference
         )
-        agreements[name] = compare(measured[checked.rows], theirs)
+        agreements[name] = compare(mine, theirs)
 
     _progress(f"{label}: times")
     n = len(workload.table)

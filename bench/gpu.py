@@ -193,11 +193,11 @@ def _optimal(on: Prepared, planes: bool) -> Results:
 
 
 def _link(on: Prepared) -> Results:
-    return vars(on.ops.link_groups(on.pos, on.case.link_radius))
+    return vars(on.ops.link_groups(on.pos, on.case.link_radius / 2))
 
 
 def _linked(on: Prepared) -> Prepared:
-    groups = on.ops.link_groups(on.pos, on.case.link_radius)
+    groups = on.ops.link_groups(on.pos, on.case.link_radius / 2)
     sizes = on.ops.to_host(groups.size)
     if not (sizes > 1).any():
         raise SystemExit("no sources are linked: --sources or --link-radius must be larger")

@@ -6,7 +6,7 @@ import json
 import sys
 from functools import partial
 
-from gpuphot import measure_objects
+import gpuphot
 
 from .harness import peak_memory
 from .workloads import build
@@ -18,10 +18,10 @@ def main() -> None:
     peaks = {}
     for key, row in request["rows"].items():
         call = partial(
-            measure_objects,
+            getattr(gpuphot, row["function"]),
             workload.table,
             workload.image,
-            **workload.arguments(**row),
+            **workload.arguments(**row["call"]),
             backend=request["backend"],
         )
         peaks[key] = peak_memory(call)

@@ -1,4 +1,4 @@
-"""The nearest equivalents of `measure_objects` in other packages, as functions.
+"""The nearest equivalents of gpuphot's functions in other packages, as functions.
 
 Each measures the sources of a workload and does all that the user of that package would have to
 do, the subtraction of the background included. Errors are computed too; what is returned is the
@@ -21,13 +21,17 @@ from stdpipe import photometry_measure
 from .workloads import Workload
 
 MESH = 64
+GAIN = 2.0
+"""Of all rows of `measure_objects_sep`: without one, stdpipe takes it for 1."""
 
 
-def stdpipe_measure(workload: Workload, row: dict[str, Any]) -> Table:
+def stdpipe_measure(workload: Workload, function: str, row: dict[str, Any]) -> Table:
     """Measure the same with stdpipe; `row` is what `Workload.arguments` takes."""
     table = workload.table.copy()
-    table["bg_local"] = 0.0  # or else it truncates local backgrounds to integers
-    return photometry_measure.measure_objects(table, workload.image, **workload.arguments(**row))
+    if function == "measure_objects":
+        table["bg_local"] = 0.0  # or else it truncates local backgrounds to integers
+    measure = getattr(photometry_measure, function)
+    return measure(table, workload.image, **workload.arguments(**row))
 
 
 def _positions(workload: Workload) -> tuple[NDArray, NDArray]:
@@ -110,3 +114,52 @@ def _sep_optimal_sums(workload: Workload, grouped: bool) -> NDArray:
         data, *_positions(workload), r, r, err=workload.err, grouped=grouped
     )
     return flux
+
+
+# ---- what a user of sep_x would call for a row of measure_objects_sep
+
+
+def _sep_arguments(workload: Workload) -> tuple[tuple[NDArray, ...], dict[str, Any]]:
+    data = workload.image - workload.bg
+    return (data, *_positions(workload)), {"err": workload.err, "gain": GAIN}
+
+
+def sep_plain(workload: Workload) -> NDArray:
+    arguments, options = _sep_arguments(workload)
+    return sep_x.sum_circle(*arguments, workload.fwhm, **options)[0]
+
+
+def sep_estimated_plain(workload: Workload) -> NDArray:
+    mesh = sep_x.Background(workload.image, bw=MESH, bh=MESH)
+    data, err = workload.image - mesh.back(), mesh.rms()
+    return sep_x.sum_circle(data, *_positions(workload), workload.fwhm, err=err, gain=GAIN)[0]
+
+
+def sep_median(workload: Workload) -> NDArray:
+    arguments, options = _sep_arguments(workload)
+    r = workload.fwhm
+    flux = sep_x.sum_circle(*arguments, r, **options)[0]
+    return flux - sep_x.stats_circann(*arguments, 5 * r, 7 * r)[2] * np.pi * r**2
+
+
+def sep_winpos(workload: Workload) -> NDArray:
+    (data, x, y), options = _sep_arguments(workload)
+    r = workload.fwhm
+    new_x, new_y, flag = sep_x.winpos(data, x, y, r / 2.355, maxstep=0.2 * r)
+    moved = flag == 0
+    x, y = np.where(moved, new_x, x), np.where(moved, new_y, y)
+    return sep_x.sum_circle(data, x, y, r, **options)[0]
+
+
+def sep_weighted(workload: Workload, grouped: bool, annulus: bool = False) -> NDArray:
+    arguments, options = _sep_arguments(workload)
+    r = workload.fwhm
+    bkgann = (5 * r, 7 * r) if annulus else None
+    return sep_x.sum_circle_optimal(*arguments, r, r, bkgann=bkgann, grouped=grouped, **options)[0]
+
+
+def sep_fit(workload: Workload, grouped: bool) -> NDArray:
+    arguments, options = _sep_arguments(workload)
+    names = ("sampling", "degree", "x0", "y0", "sx", "sy", "fwhm")
+    psf = sep_x.PSF(workload.psf["data"], **{name: workload.psf[name] for name in names})
+    return sep_x.psf_fit(*arguments, psf, grouped=grouped, **options)[0]

@@ -8,7 +8,6 @@ from . import harness
 from .agreement import LEAST_SEPARATION
 
 REFERENCE_NAMES = ("stdpipe", "photutils", "sep_x")
-STDPIPE_CALL = "photometry_measure.measure_objects(same arguments)"
 
 
 def as_markdown(report: dict[str, Any], titles: dict[str, str]) -> str:
@@ -74,7 +73,7 @@ def _reference_cells(reference: dict[str, Any] | None, mark: str) -> list[str]:
 
 def _notes(report: dict[str, Any], titles: dict[str, str]) -> str:
     results = report["results"]
-    lines = _agreement_notes(results)
+    lines = _agreement_notes(results, report["function"])
     for key, title in titles.items():
         for name, called in report["called"][key].items():
             differences = [
@@ -96,13 +95,16 @@ def _notes(report: dict[str, Any], titles: dict[str, str]) -> str:
     return "Called, and checked against gpuphot:\n\n" + "\n".join(lines)
 
 
-def _agreement_notes(results: list[dict[str, Any]]) -> list[str]:
+def _agreement_notes(results: list[dict[str, Any]], function: str) -> list[str]:
     """How well gpuphot agrees with stdpipe."""
     checks = [r["agreement"]["stdpipe"] for r in results if "stdpipe" in r["agreement"]]
     if not checks:
         return []
     worst = max(value for each in checks for name, value in each.items() if name != "sources")
-    lines = [f"- stdpipe: {STDPIPE_CALL}. Largest relative difference of a column: {worst:.1e}."]
+    lines = [
+        f"- stdpipe: photometry_measure.{function}(same arguments). Largest relative difference of "
+        f"a column: {worst:.1e}."
+    ]
     checked = [r for r in results if r["grouped"] and r["agreement"]]
     grouped = [r["agreement"]["stdpipe"]["sources"] for r in checked]
     if grouped:

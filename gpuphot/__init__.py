@@ -8,6 +8,7 @@ from ._version import __version__
 from .backend import Backend, BackendError, resolve_backend
 from .flags import Flag
 from .measure.objects import measure_objects
+from .measure.objects_sep import measure_objects_sep
 from .models.psf import PSFModel, load_psf
 from .psf_builder import create_psf_model
 
@@ -20,5 +21,6 @@ __all__ = [
     "create_psf_model",
     "load_psf",
     "measure_objects",
+    "measure_objects_sep",
     "resolve_backend",
 ]

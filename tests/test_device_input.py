@@ -9,6 +9,7 @@ from astropy.table import Table
 import gpuphot
 
 from .hostcuda import standin
+from .psfs import make_psf
 from .scenes import make_scene
 
 pytestmark = pytest.mark.parametrize("backend", ["cupy"], indirect=True)
@@ -26,6 +27,15 @@ OPTIONS = {
     "optimal": {"bg": 100.0, "err": 3.0, "fwhm": 3.0, "optimal": True, "group_sources": False},
 }  # fmt: skip
 GROUPED = {"bg": 100.0, "err": 3.0, "fwhm": 2.0, "aper": 1.0, "optimal": True}
+
+SEP = {
+    "apertures": {"bkgann": (6.0, 10.0)},
+    "centroids": {"centroid_iter": 1},
+    "optimal": {"fwhm": 3.0, "aper": 1.0, "optimal": True, "group_sources": False},
+    "grouped": {"fwhm": 2.0, "aper": 1.0, "bkgann": (3.0, 5.0), "optimal": True},
+    "fits": {"psf": make_psf(19, 19, 0.5, 1), "group_sources": False},
+    "grouped fits": {"psf": make_psf(19, 19, 0.5, 1)},
+}
 
 
 def width(x, y):
@@ -102,6 +112,24 @@ def test_visits_of_grouped_fits_do_not_grow_with_the_sources(ops, backend, optio
         gpuphot.measure_objects(scene.table, image, **options)
         counted.append(standin.counters.device_to_host)
     assert max(counted) <= 20
+
+
+@pytest.mark.parametrize("case", SEP)
+@pytest.mark.fresh_seed
+def test_device_arrays_are_measured_with_the_conventions_of_sep(ops, backend, case, rng):
+    """With as many visits as without groups: 2, and one for the mesh; or a few more."""
+    scene = make_scene(rng.integers(1 << 30), shape=(90, 110), n=60)
+    planes = {"image": scene.image, "mask": scene.mask}
+    expected = gpuphot.measure_objects_sep(scene.table, backend=backend, **planes, **SEP[case])
+    planes = {name: ops.to_device(plane) for name, plane in planes.items()}
+    if standin.is_installed():
+        standin.counters.reset()
+    result = gpuphot.measure_objects_sep(scene.table, **planes, **SEP[case])
+    if standin.is_installed():
+        assert standin.counters.device_to_host <= (25 if "grouped" in case else 3)
+        assert standin.counters.synchronisations == 0
+    for name in expected.colnames:
+        np.testing.assert_array_equal(result[name], expected[name])
 
 
 @pytest.mark.fresh_seed

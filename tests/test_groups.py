@@ -18,18 +18,23 @@ RADII = (1e-3, 0.1, 0.3, 1.0, 2.0, 2.5, 5.0, 7.07, 20.0, 1e3, 9e8)
 
 def link(ops, x, y, radius):
     """Identities and sizes of the groups."""
-    groups = ops.link_groups(positions_of(ops, x, y), radius)
+    groups = ops.link_groups(positions_of(ops, x, y), ops.to_device(radius / 2))
     identity, size = ops.to_host(groups.id), ops.to_host(groups.size)
     assert identity.dtype == size.dtype == np.int64
     return identity, size
 
 
 def link_pair_by_pair(x, y, radius):
-    """The same by definition: the components of the graph of all pairs, as they appear."""
-    valid = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
+    """The same by definition: the components of the graph of all pairs, as they appear.
+
+    The radius is a number, or that of each source, of which two make a radius.
+    """
+    reach = np.broadcast_to(radius / 2, len(x))
+    valid = np.flatnonzero(np.isfinite(x) & np.isfinite(y) & (reach >= 0))
     identity, size = np.full(len(x), -1), np.zeros(len(x), int)
     dx, dy = (v[valid][:, None] - v[valid] for v in (x, y))
-    _, component = connected_components(np.sqrt(dx * dx + dy * dy) <= radius, directed=False)
+    linked = dx * dx + dy * dy <= np.square(reach[valid][:, None] + reach[valid])
+    _, component = connected_components(linked, directed=False)
     identity[valid] = in_order_of_appearance(component)
     size[valid] = np.bincount(identity[valid])[identity[valid]]
     return identity, size
@@ -63,6 +68,33 @@ def test_groups_are_those_of_all_pairs(rng, ops, kind, radius):
     np.testing.assert_array_equal(identity, expected[0])
     np.testing.assert_array_equal(size, expected[1])
     assert np.array_equal(identity < 0, ~(np.isfinite(x) & np.isfinite(y)))
+
+
+@pytest.mark.parametrize("kind", ON_A_GRID)
+@pytest.mark.parametrize("typical", [0.5, 3.0, 12.0])
+@pytest.mark.parametrize("spread", [0.1, 0.5, 2.0])
+def test_sources_with_reaches_of_their_own(rng, ops, kind, typical, spread):
+    x, y = random_positions(rng, kind)
+    radius = typical * np.exp(rng.normal(0, spread, len(x)))
+    radius[rng.integers(0, len(x), 4)] = np.nan
+    identity, size = link(ops, x, y, radius)
+    expected = link_pair_by_pair(x, y, radius)
+    np.testing.assert_array_equal(identity, expected[0])
+    np.testing.assert_array_equal(size, expected[1])
+
+
+@pytest.mark.parametrize("odd", [1e-2, 100.0, 1e5])
+def test_one_odd_reach_among_others(rng, ops, odd):
+    x, y = random_positions(rng, "random")
+    radius = np.where(np.arange(len(x)) == 90, odd, 1.5)
+    np.testing.assert_array_equal(link(ops, x, y, radius), link_pair_by_pair(x, y, radius))
+
+
+def test_reaches_that_make_no_sense(ops):
+    radius = np.array([0.0, 2.0, np.nan, 2.0, np.inf, -2.0, 1e-5, 1e300])
+    identity, size = link(ops, [5.0, 6.0, 7.0, 8.0, 1e300, 9.0, 6.0, 9e3], np.full(8, 5.0), radius)
+    assert identity.tolist() == [1, 2, -1, 2, 3, -1, 4, 2]
+    assert size.tolist() == [1, 3, 0, 3, 1, 0, 1, 3]
 
 
 def test_a_distance_equal_to_the_radius_links(ops):
@@ -149,16 +181,18 @@ def test_one_pair_links_two_dense_clumps(rng, ops):
 
 
 @pytest.mark.fresh_seed
+@pytest.mark.parametrize("spread", [0.0, 0.5])
 @pytest.mark.parametrize("radius", [0.1, 20.0, 1e5, 9e8])
-def test_memory_does_not_grow_with_the_number_of_pairs(rng, ops, radius):
+def test_memory_does_not_grow_with_the_number_of_pairs(rng, ops, radius, spread):
     """There are 5e9 of them. NumPy needs 0.8 kB a source, whatever the radius."""
     x, y = rng.uniform(0, 2000, (2, 100_000))
+    radius = radius * np.exp(spread * rng.uniform(-1, 1, len(x))) if spread else radius
     tracemalloc.start()
     identity, size = link(ops, x, y, radius)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1500 * len(x)
-    if radius >= 20:
+    if np.min(radius) >= 10:
         assert set(identity) == {1}
         assert set(size) == {len(x)}
     else:
@@ -206,5 +240,5 @@ def test_dense_clumps_out_of_reach_are_told_apart_by_their_boxes(rng, ops, backe
     n = 50_000 if backend == "numpy" else 200
     x, y = rng.uniform(0, 1, (2, 2 * n))
     x[n:] += 3.01
-    groups = ops.link_groups(positions_of(ops, x, y), 2.0)
+    groups = ops.link_groups(positions_of(ops, x, y), 1.0)
     np.testing.assert_array_equal(ops.to_host(groups.id), np.repeat([1, 2], n))

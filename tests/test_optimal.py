@@ -197,7 +197,7 @@ def on_host(ops, sums):
 def fit(ops, field, psf, r, radius=1e3):
     """Sums of the groups of a field, and the groups."""
     frame, pos, bg = prepared(ops, field)
-    groups = ops.link_groups(pos, radius)
+    groups = ops.link_groups(pos, radius / 2)
     sums = on_host(ops, ops.grouped_optimal_sums(frame, pos, groups, psf, r, bg))
     return sums, ops.to_host(groups.id), ops.to_host(groups.size)
 
@@ -497,7 +497,7 @@ def test_memory_of_a_crowded_group_does_not_grow_with_its_pairs(rng, ops, backen
     x, y = separate_positions(rng, 400, (60, 70), 0.5)
     field = field_of(rng.normal(0, 3, (60, 70)), x, y)
     frame, pos, bg = prepared(ops, field)
-    groups = ops.link_groups(pos, 18.0)
+    groups = ops.link_groups(pos, 9.0)
     tracemalloc.start()
     ops.grouped_optimal_sums(frame, pos, groups, PSFModel.gaussian(3.0), 9.0, bg)
     _, peak = tracemalloc.get_traced_memory()

@@ -11,6 +11,7 @@ from astropy.io import fits
 import gpuphot
 from gpuphot.detect import detect_objects
 
+from . import test_parity_sep
 from .reference import assert_agrees, stdpipe_measure_objects
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -50,3 +51,23 @@ def test_real_image(image, backend, options):
     reference = stdpipe_measure_objects(table, image, **options)
     assert_agrees(ours, reference, image, 4.0)
     np.testing.assert_array_equal(ours["flags"], reference["flags"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"aper": 4.0, "gain": 2.0},
+        {"aper": 4.0, "bkgann": (8, 12)},
+        {"aper": 4.0, "centroid_iter": 1},
+        {"aper": 0.5, "fwhm": 4.0, "optimal": True},
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore::astropy.utils.exceptions.AstropyWarning")
+def test_real_image_with_the_conventions_of_sep(image, backend, options):
+    pytest.importorskip("sep_x")
+    table = detect_objects(image, threshold=4)["x", "y"][:600]
+    options = {"mask": image > np.nanpercentile(image, 99.9), **options}
+    ours = gpuphot.measure_objects_sep(table, image, backend=backend, **options)
+    reference = test_parity_sep.stdpipe_measure_objects_sep(table, image, **options)
+    test_parity_sep.assert_agrees(ours, reference)

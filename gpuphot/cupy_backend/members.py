@@ -87,7 +87,7 @@ def make_members(
     rank = cupy.empty(len(pos), cupy.int64)
     rank[pos.order] = cupy.arange(len(pos))
     row, column = (cupy.rint(cupy.where(wanted, v, 0)).astype(cupy.int64) for v in (pos.y, pos.x))
-    kept, crowded = _sparse(wanted, groups.id, row, column, rank)
+    kept, crowded = thin_crowds(wanted, groups.id, row, column, rank)
     first = cupy.lexsort(cupy.stack([rank, groups.id, (~kept).astype(cupy.int64)]))
     source = first[: int(cupy.count_nonzero(kept))]
     group_begin, group_end = (v.astype(cupy.int32) for v in runs(groups.id[source]))
@@ -115,7 +115,7 @@ def make_members(
     ), crowded
 
 
-def _sparse(wanted: Any, group: Any, row: Any, column: Any, rank: Any) -> tuple[Any, Any]:
+def thin_crowds(wanted: Any, group: Any, row: Any, column: Any, rank: Any) -> tuple[Any, Any]:
     """`MAX_CROWD` wanted sources of a group in each square, and all in fuller ones.
 
     The first ones on their pixels come first: others may lie on the spot of a crowd.

@@ -9,49 +9,79 @@ import cupy
 import numpy as np
 
 from gpuphot.models.frame import Groups, Positions
-from gpuphot.models.groups import CELL, MAX_CELL, REACH
+from gpuphot.models.groups import CELL, MARGIN, MAX_CELL, MAX_REACH, MIN_REACH, N_GRIDS
 
-from .launch import blocks, launch
+from .launch import blocks, launch, to_device
 
 _WARPS = 4
-_OFF_GRID = np.int64(1 << 62)
+_NO_GRID = N_GRIDS
+"""Number of the grid of sources that are on none."""
 
 
-def link_groups(pos: Positions, radius: float) -> Groups:
-    """Connected components of the sources that are linked if they are at most `radius` apart."""
+def link_groups(pos: Positions, reach: Any) -> Groups:
+    """Connected components of the sources that are linked if the circles around them touch."""
     n = len(pos)
     if n == 0:
         return Groups(cupy.empty(0, cupy.int64), cupy.empty(0, cupy.int64))
-    key, stride = _cells(pos, CELL * radius)
-    order = cupy.argsort(key)
-    key = key[order]
-    # Each source points to the first one of its cell; off the grid, to itself.
-    number = cupy.arange(n, dtype=cupy.int32)
-    parent = cupy.where(key == _OFF_GRID, number, cupy.searchsorted(key, key).astype(cupy.int32))
-    x, y = pos.x[order], pos.y[order]
+    reach = cupy.minimum(
+        cupy.broadcast_to(to_device(reach).astype(cupy.float64, copy=False), (n,)), MAX_REACH
+    )
+    grouped = pos.valid & (reach >= 0)
+    grid, key, of_grids = _cells(pos, reach, grouped)
+    order = cupy.lexsort(cupy.stack([key, grid]))
+    grid, key = (v[order] for v in (grid, key))
+    begin = cupy.searchsorted(grid, cupy.arange(N_GRIDS + 1)).astype(cupy.int32)
+    # Each source points to the first one of its cell; on no grid, to itself.
+    starts = cupy.ones(n, cupy.int64)
+    starts[1:] = (key[1:] != key[:-1]) | (grid[1:] != grid[:-1]) | (grid[1:] == _NO_GRID)
+    parent = runs(cupy.cumsum(starts, dtype=cupy.int64))[0].astype(cupy.int32)
+    x, y, reach = (v[order] for v in (pos.x, pos.y, reach))
     launch(
         "link_cells",
         blocks(n, _WARPS),
-        (key, x, y, np.int32(n), stride, _OFF_GRID, np.float64(radius), parent),
-    )
+        (
+            grid.astype(cupy.int32), key, x, y, reach, np.int32(n), begin, *of_grids,
+            np.int32(N_GRIDS), np.float64(MARGIN), parent,
+        ),
+    )  # fmt: skip
     label = cupy.empty(n, cupy.int32)
     launch("flatten_links", blocks(n, 256), (parent, np.int32(n), label))
     group = cupy.empty(n, cupy.int64)
     group[order] = label.astype(cupy.int64)
-    return _in_order_of_appearance(cupy.where(pos.valid, group, -1))
+    return _in_order_of_appearance(cupy.where(grouped, group, -1))
 
 
-def _cells(pos: Positions, side: float) -> tuple[Any, Any]:
-    """Number of every source's cell, and cells in a row of the grid, an array of one."""
-    near = pos.valid & (cupy.maximum(cupy.abs(pos.x), cupy.abs(pos.y)) < MAX_CELL * side)
-    column, row = (
-        cupy.floor(cupy.where(near, v, 0) / (side or 1.0)).astype(cupy.int64)
-        for v in (pos.x, pos.y)
+def _cells(pos: Positions, reach: Any, grouped: Any) -> tuple[Any, Any, tuple[Any, Any, Any]]:
+    """Grid and cell of every source, and what describes the grids.
+
+    These are the side of their cells and the widest reach on each, and, for all of them, lowest row
+    and column of a cell and how many of both there are.
+    """
+    on_grid = grouped & (reach >= MIN_REACH)
+    narrowest = cupy.where(on_grid, reach, cupy.inf).min()
+    edges = narrowest * cupy.asarray(2.0 ** np.arange(N_GRIDS))
+    grid = cupy.clip(cupy.searchsorted(edges, reach, side="right") - 1, 0, N_GRIDS - 1)
+    by_reach = cupy.lexsort(cupy.stack([reach, cupy.where(on_grid, grid, _NO_GRID)]))
+    reaches, grids = reach[by_reach], cupy.where(on_grid, grid, _NO_GRID)[by_reach]
+    begin, end = (
+        cupy.searchsorted(grids, cupy.arange(N_GRIDS), side=side) for side in ("left", "right")
     )
-    column, row = (v - cupy.where(near, v, 2 * MAX_CELL).min() for v in (column, row))
-    row += pos.frame * (cupy.where(near, row, 0).max() + REACH + 1)
-    stride = cupy.where(near, column, 0).max() + REACH + 1
-    return cupy.where(near, row * stride + column, _OFF_GRID), stride.reshape(1)
+    side = 2 * CELL * reaches[cupy.minimum(begin, len(pos) - 1)]
+    widest = reaches[cupy.maximum(end - 1, 0)]
+    own_side = side[grid]
+    on_grid &= cupy.maximum(cupy.abs(pos.x), cupy.abs(pos.y)) < MAX_CELL * own_side
+    own_side = cupy.where(on_grid, own_side, 1)
+    row, column = (
+        cupy.floor(cupy.where(on_grid, v, 0) / own_side).astype(cupy.int64) for v in (pos.y, pos.x)
+    )
+    low = [cupy.where(on_grid, v, MAX_CELL).min() for v in (row, column)]
+    row, column = (
+        cupy.where(on_grid, v - lowest, 0) for v, lowest in zip((row, column), low, strict=True)
+    )
+    n_rows, n_columns = (v.max() + 1 for v in (row, column))
+    key = (pos.frame * n_rows + row) * n_columns + column
+    of_all = cupy.stack([*low, n_rows, n_columns])
+    return cupy.where(on_grid, grid, _NO_GRID), key, (side, widest, of_all)
 
 
 def runs(values: Any) -> tuple[Any, Any]:

@@ -12,9 +12,23 @@ from .mesh import evaluate_surface, mesh_statistics
 from .neighbours import group_median, link_groups
 from .optimal import optimal_sums
 from .render import render_psf_image
+from .sep_annulus import sep_annulus_median, sep_annulus_means
+from .sep_aperture import sep_aperture_sums
+from .sep_fit import sep_psf_fit
+from .sep_frame import sep_frame
+from .sep_group_fit import sep_grouped_psf_fit
+from .sep_group_optimal import sep_grouped_optimal_sums
+from .sep_mesh import sep_background
+from .sep_optimal import sep_optimal_sums
+from .sep_stamps import sep_psf_stamps
+from .sep_winpos import sep_psf_winpos, sep_winpos
 from .stamps import psf_stamps
 
+LARGE_PSF_GROUPS = "blocks"
+"""Who fits PSFs to groups of more than 64 sources."""
+
 __all__ = [
+    "LARGE_PSF_GROUPS",
     "annulus_mode",
     "annulus_polynomial",
     "aperture_sums",
@@ -30,6 +44,18 @@ __all__ = [
     "psf_centroid",
     "psf_stamps",
     "render_psf_image",
+    "sep_annulus_means",
+    "sep_annulus_median",
+    "sep_aperture_sums",
+    "sep_background",
+    "sep_frame",
+    "sep_grouped_optimal_sums",
+    "sep_grouped_psf_fit",
+    "sep_optimal_sums",
+    "sep_psf_fit",
+    "sep_psf_stamps",
+    "sep_psf_winpos",
+    "sep_winpos",
     "subtract_background",
     "to_device",
     "to_host",

@@ -23,6 +23,7 @@ from gpuphot.models.frame import Array, Positions
 from gpuphot.models.fwhm import FWHM, typical_fwhm
 from gpuphot.models.groups import MIN_RADIUS
 from gpuphot.models.psf import PSFModel, as_psf_model
+from gpuphot.models.sep import sampled_gaussian
 
 Log = Callable[[str], Any]
 
@@ -216,6 +217,14 @@ def positive_number(name: str, value: Any) -> float:
     return number
 
 
+def not_negative(name: str, value: Any) -> float:
+    """A finite scalar of at least 0."""
+    number = real_number(name, value, "a number of at least 0")
+    if not (math.isfinite(number) and number >= 0):
+        raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
+    return number
+
+
 def radius(name: str, value: Any, scale: float) -> float:
     """A radius in pixels."""
     r = positive_number(name, value) * scale
@@ -299,13 +308,18 @@ def read_scale(fwhm: Any, shape: tuple[int, int]) -> float:
     return typical
 
 
-def read_annulus(bkgann: Any, scale: float) -> tuple[float, float] | None:
-    """Inner and outer radius of the background annulus in pixels."""
+def read_annulus(
+    bkgann: Any, scale: float, may_be_disc: bool = False
+) -> tuple[float, float] | None:
+    """Inner and outer radius of the background annulus in pixels; of a disc, the inner one is 0."""
     if bkgann is None:
         return None
     if not isinstance(bkgann, (tuple, list, np.ndarray)) or len(bkgann) != 2:
         raise ValueError(f"bkgann must be two radii (inner, outer), got {bkgann!r}")
-    r_in, r_out = (radius("bkgann", value, scale) for value in bkgann)
+    inner, outer = bkgann
+    is_disc = may_be_disc and real_number("bkgann", inner, "two radii") == 0
+    r_in = 0.0 if is_disc else radius("bkgann", inner, scale)
+    r_out = radius("bkgann", outer, scale)
     if r_out <= r_in:
         raise ValueError(f"bkgann must have an outer radius above the inner one, got {bkgann!r}")
     return r_in, r_out
@@ -323,6 +337,28 @@ def read_psf(psf: Any) -> PSFModel | None:
             f"their central pixel, got a model with stamps of {rows} x {columns} pixels"
         )
     return model
+
+
+def read_sep_psf(name: str, psf: Any, backend: str) -> Any:
+    """The caller's PSF for SEP's routines: a model with planes and a FWHM, or a `sep_x.PSF`."""
+    if psf is None:
+        return None
+    if hasattr(psf, "stamp_width"):  # sep_x.PSF, without importing it
+        if backend != "numpy":
+            raise ValueError(
+                f"{name} must be a model whose data can be read on the {backend} backend, such as "
+                "a PSFModel or the dictionary; a sep_x.PSF keeps its data to itself"
+            )
+        return psf
+    try:
+        model = as_psf_model(psf)
+    except (TypeError, ValueError) as error:
+        raise type(error)(str(error).replace("psf", name, 1)) from error
+    if model.grid_x is not None:
+        raise ValueError(f"{name} must be one model or a polynomial in the position, got a grid")
+    if not math.isfinite(model.fwhm):
+        raise ValueError(f"{name} must have an entry 'fwhm', the FWHM in pixels, got none")
+    return sampled_gaussian(model.fwhm) if model.planes is None else model
 
 
 def read_profile(psf: PSFModel | None, fwhm: FWHM | None, scale: float) -> PSFModel:

@@ -52,7 +52,7 @@ def measure_optimal(
     xp = ops.xp
     groups = None
     if extraction.grouper_radius is not None:
-        groups = ops.link_groups(pos, extraction.grouper_radius)
+        groups = ops.link_groups(pos, extraction.grouper_radius / 2)
     if log:
         how = "each on its own" if groups is None else "grouped"
         log(f"Optimal sums within {extraction.r:.2f} pixels, {how}")

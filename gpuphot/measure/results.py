@@ -105,7 +105,7 @@ def _set_column(table: Table, name: str, column: Any) -> None:
         table.add_column(column, name=name, copy=False)
 
 
-def provenance(backend: Backend, function: str, parameters: dict[str, Any]) -> str:
+def provenance(backend: Backend, function: str, parameters: dict[str, Any], **methods: str) -> str:
     """What made a table, as a line of JSON: short keys and plain text survive any file format.
 
     Parameters
@@ -116,6 +116,8 @@ def provenance(backend: Backend, function: str, parameters: dict[str, Any]) -> s
     parameters : dict
         Its arguments as they were used; of those that are no numbers or strings, the type is
         recorded.
+    **methods : str
+        How something was done that backends do in different ways.
     """
     return json.dumps(
         {
@@ -123,6 +125,7 @@ def provenance(backend: Backend, function: str, parameters: dict[str, Any]) -> s
             "function": function,
             "backend": backend.name,
             "device": backend.device,
+            **methods,
             "parameters": {name: _plain(value) for name, value in parameters.items()},
         }
     )

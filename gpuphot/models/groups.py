@@ -3,14 +3,24 @@
 CELL = 0.7
 """Side of a cell in linking radii: below 1 / sqrt(2), so that all sources of a cell are linked."""
 
-REACH = 2
-"""Linked sources lie at most so many cells apart, along rows and columns."""
+N_GRIDS = 40
+"""Grids, each for sources of reaches from those of the grid before up to twice as wide ones; the
+last one for all wider ones, too."""
+
+MARGIN = 1e-6
+"""Cells that are so many of their sides out of reach are looked at, too, in view of rounding."""
 
 MAX_CELL = 2**30
 """Sources so many cells from the origin are off any image, and stay alone."""
 
 MIN_RADIUS = 1e-3
 """In pixels; below it, cells of a whole image could not be numbered."""
+
+MIN_REACH = MIN_RADIUS / 2
+"""Sources whose own reach is below it stay alone."""
+
+MAX_REACH = 2.0**40
+"""Reaches are not let above it, which no image has room for."""
 
 CROWD = 8
 """Side of the squares, in pixels, in which members of a group are counted."""

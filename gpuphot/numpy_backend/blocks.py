@@ -183,7 +183,10 @@ class GroupSolution:
 
 
 def solve_groups(
-    equations: NormalEquations, x: NDArray[np.float64], y: NDArray[np.float64], halo: float
+    equations: NormalEquations,
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
+    halo: float | NDArray[np.float64],
 ) -> GroupSolution:
     """Solve the normal equations of all groups.
 
@@ -198,8 +201,8 @@ def solve_groups(
     equations : NormalEquations
     x, y : (M,) float64 arrays
         Positions of the members.
-    halo : float
-        In pixels. The variances leave out what the inverse has beyond it.
+    halo : float or (M,) float64 array
+        In pixels, the same in a group. The variances leave out what the inverse has beyond it.
 
     Returns
     -------
@@ -209,7 +212,7 @@ def solve_groups(
     noise = _symmetric(equations, equations.noise_products, equations.noise)
     variance, inflation = np.zeros(len(x)), np.full(len(x), np.inf)
     systems = []
-    for members, n_core in _systems(equations.group, x, y, halo):
+    for members, n_core in _systems(equations.group, x, y, np.broadcast_to(halo, len(x))):
         inverse, core_variance, core_inflation = _invert(normal, noise, members, n_core)
         systems.append((members, inverse))
         core = members[:, :n_core]
@@ -242,7 +245,7 @@ def _symmetric(equations: NormalEquations, off_diagonal: NDArray, diagonal: NDAr
 
 
 def _systems(
-    group: NDArray[np.intp], x: NDArray, y: NDArray, halo: float
+    group: NDArray[np.intp], x: NDArray, y: NDArray, halo: NDArray
 ) -> Iterator[tuple[NDArray[np.intp], int]]:
     """Members (n_systems, m) of dense systems of one size, of which the first ones are the core."""
     by_group = np.argsort(group, kind="stable")
@@ -253,7 +256,8 @@ def _systems(
         for part in chunks(len(members), m * m, MATRICES):
             yield members[part], int(m)
     for first, count in zip(start[size > MAX_DENSE], size[size > MAX_DENSE], strict=True):
-        yield from _blocks(by_group[first : first + count], x, y, halo)
+        members = by_group[first : first + count]
+        yield from _blocks(members, x, y, float(halo[members[0]]))
 
 
 def _blocks(

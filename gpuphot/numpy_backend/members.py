@@ -121,7 +121,7 @@ def make_members(
     """Members to fit, and sources in crowds, most of which are left out."""
     rows = rows[_reaches_image(frame, pos, rows, shape)]
     row, column = (np.rint(v[rows]).astype(np.intp) for v in (pos.y, pos.x))
-    kept, crowded = _sparse(groups.id[rows], row, column)
+    kept, crowded = thin_crowds(groups.id[rows], row, column)
     left_out = rows[crowded]
     rows, row, column = rows[kept], row[kept], column[kept]
     _, first, group = np.unique(groups.id[rows], return_index=True, return_inverse=True)
@@ -155,7 +155,7 @@ def _reaches_image(
     return reaches
 
 
-def _sparse(
+def thin_crowds(
     group: NDArray[np.int64], row: NDArray[np.intp], column: NDArray[np.intp]
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """`MAX_CROWD` members of a group in each square, and all in fuller ones.

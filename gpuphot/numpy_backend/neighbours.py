@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from gpuphot.models.frame import Groups, Positions
-from gpuphot.models.groups import CELL, MAX_CELL, REACH
+from gpuphot.models.groups import CELL, MARGIN, MAX_CELL, MAX_REACH, MIN_REACH, N_GRIDS
 
 from .chunks import chunks, ranges
 
@@ -18,80 +20,158 @@ FIRST_TESTS, MORE_TESTS, MAX_TESTS = 64, 64, 1 << 20
 further round, and how many at most."""
 
 
-def link_groups(pos: Positions, radius: float) -> Groups:
-    """Connected components of the sources that are linked if they are at most `radius` apart.
+def link_groups(pos: Positions, reach: ArrayLike) -> Groups:
+    """Connected components of the sources that are linked if the circles around them touch.
 
-    Sources in one cell of a grid with 0.7 radii a side are always linked, and linked ones lie at
-    most two cells apart: cells are linked, not sources, and two cells that others have linked
-    already are not looked at. Memory grows with the number of sources, whatever their density; time
-    does, too, unless dense cells interlock without a link.
+    Sources whose reaches differ by less than a factor of two lie on one grid, and those in one cell
+    of it, with 0.7 linking radii a side, are always linked: cells are linked, not sources, and two
+    cells that others have linked already are not looked at. Memory grows with the number of
+    sources, whatever their density; time does, too, unless dense cells interlock without a link.
 
     Parameters
     ----------
     pos : Positions
-    radius : float
-        In pixels; at 0 every source is a group.
+    reach : float or (N,) float64 array
+        Radii of the circles in pixels: two sources are linked if they are at most the sum of
+        theirs apart. A source with a reach of 0 is a group of its own, and one with NaN in none.
 
     Returns
     -------
     Groups
     """
-    rows, key, stride = _cells(pos, CELL * radius)
-    order = np.argsort(key, kind="stable")
-    rows, key = rows[order], key[order]
-    first = np.flatnonzero(np.diff(key, prepend=-1))
-    count = np.diff(first, append=len(key))
-    a, b = _near_cells(key[first], stride)
-    label = _link_cells(pos.x[rows], pos.y[rows], first, count, a, b, radius)
+    reach = np.minimum(np.broadcast_to(np.asarray(reach, np.float64), len(pos)), MAX_REACH)
+    grouped = pos.valid & (reach >= 0)
+    cells = _make_cells(pos, reach, grouped)
+    label = _link_cells(cells, *_near_cells(cells))
     group = np.full(len(pos), -1, np.int64)
-    group[pos.valid] = len(first) + np.arange(np.count_nonzero(pos.valid))  # those off any grid
-    group[rows] = np.repeat(label, count)
+    group[grouped] = len(label) + np.arange(np.count_nonzero(grouped))  # those on no grid
+    group[cells.rows] = np.repeat(label, cells.count)
     return _in_order_of_appearance(group)
 
 
-def _cells(pos: Positions, side: float) -> tuple[NDArray[np.intp], NDArray[np.int64], int]:
-    """Rows of sources that lie on the grid, the key of each one's cell, and cells in a grid row."""
-    near = pos.valid & (np.maximum(np.abs(pos.x), np.abs(pos.y)) < MAX_CELL * side)
-    rows = np.flatnonzero(near)
-    column, row = (np.floor(v[rows] / side).astype(np.int64) for v in (pos.x, pos.y))
-    if not len(rows):
-        return rows, row, 1
-    column, row = column - column.min(), row - row.min()
-    row += pos.frame[rows].astype(np.int64) * (row.max() + REACH + 1)
-    stride = int(column.max()) + REACH + 1
-    return rows, row * stride + column, stride
+@dataclass(frozen=True)
+class _Cells:
+    """Occupied cells of all grids, sorted by grid and key, and the sources in them.
+
+    Attributes
+    ----------
+    rows : integer array
+        Sources on a grid, cell by cell.
+    x, y, reach : float64 arrays
+        Of these sources.
+    grid, key, first, count : (n_cells,) integer arrays
+        Grid and number in it of each cell, its first source and how many there are.
+    begin : (N_GRIDS + 1,) integer array
+        Where the cells of each grid begin.
+    side, widest : (N_GRIDS,) float64 arrays
+        Side of the cells of each grid, and the widest reach on it.
+    corner, shape : (int, int)
+        Lowest row and column of a cell, and how many of both there are.
+    """
+
+    rows: NDArray[np.intp]
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    reach: NDArray[np.float64]
+    grid: NDArray[np.intp]
+    key: NDArray[np.int64]
+    first: NDArray[np.intp]
+    count: NDArray[np.intp]
+    begin: NDArray[np.intp]
+    side: NDArray[np.float64]
+    widest: NDArray[np.float64]
+    corner: tuple[int, int]
+    shape: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+    def per_cell(self, extreme: np.ufunc, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Extreme value of the sources of each cell."""
+        return extreme.reduceat(values, self.first) if len(self) else values
 
 
-def _near_cells(cell: NDArray[np.int64], stride: int) -> tuple[NDArray, NDArray]:
-    """Pairs of occupied cells, given by their sorted keys, that are at most `REACH` apart."""
-    pairs = []
-    for down in range(REACH + 1):
-        middle = cell + down * stride
-        begin = np.searchsorted(cell, middle + (1 if down == 0 else -REACH))
-        end = np.searchsorted(cell, middle + REACH, side="right")
-        n = end - begin
-        a = np.repeat(np.arange(len(cell)), n)
-        pairs.append((a, ranges(begin, n)))
-    a, b = (np.concatenate(side) for side in zip(*pairs, strict=True))
-    return a, b
+def _make_cells(pos: Positions, reach: NDArray, grouped: NDArray[np.bool_]) -> _Cells:
+    rows = np.flatnonzero(grouped & (reach >= MIN_REACH))
+    edges = reach[rows].min(initial=np.inf) * 2.0 ** np.arange(N_GRIDS)
+    grid = np.searchsorted(edges, reach[rows], side="right") - 1
+    narrowest, widest = np.full(N_GRIDS, np.inf), np.zeros(N_GRIDS)
+    np.minimum.at(narrowest, grid, reach[rows])
+    np.maximum.at(widest, grid, reach[rows])
+    side = 2 * CELL * narrowest
+    near = np.maximum(np.abs(pos.x[rows]), np.abs(pos.y[rows])) < MAX_CELL * side[grid]
+    rows, grid = rows[near], grid[near]
+    row, column = (np.floor(v[rows] / side[grid]).astype(np.int64) for v in (pos.y, pos.x))
+    corner, shape = (0, 0), (1, 1)
+    if len(rows):
+        corner = int(row.min()), int(column.min())
+        shape = int(row.max()) - corner[0] + 1, int(column.max()) - corner[1] + 1
+    key = pos.frame[rows].astype(np.int64) * shape[0] + row - corner[0]
+    key = key * shape[1] + column - corner[1]
+    order = np.lexsort((key, grid))
+    rows, grid, key = rows[order], grid[order], key[order]
+    changed = (np.diff(key) != 0) | (np.diff(grid) != 0)
+    first = np.flatnonzero(np.append(len(rows) > 0, changed))
+    return _Cells(
+        rows=rows, x=pos.x[rows], y=pos.y[rows], reach=reach[rows], grid=grid[first],
+        key=key[first], first=first, count=np.diff(first, append=len(rows)),
+        begin=np.searchsorted(grid[first], np.arange(N_GRIDS + 1)), side=side, widest=widest,
+        corner=corner, shape=shape,
+    )  # fmt: skip
 
 
-def _link_cells(
-    x: NDArray, y: NDArray, first: NDArray, count: NDArray, a: NDArray, b: NDArray, radius: float
-) -> NDArray[np.intp]:
-    """Component of every cell; sources are sorted by cell, and a, b are cells near each other."""
-    label: NDArray = np.arange(len(first))
-    near = _boxes_near(x, y, first, a, b, radius)
+def _near_cells(cells: _Cells) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Pairs of cells whose sources may be linked; the first one's are not wider than the other's.
+
+    Of two cells of one grid the first one comes first.
+    """
+    low_y, low_x = (cells.per_cell(np.minimum, v) for v in (cells.y, cells.x))
+    high_y, high_x = (cells.per_cell(np.maximum, v) for v in (cells.y, cells.x))
+    reach = cells.per_cell(np.maximum, cells.reach)
+    own_row = cells.key // cells.shape[1]
+    plane = own_row // cells.shape[0] * cells.shape[0]
+    pairs = [(np.zeros(0, np.intp), np.zeros(0, np.intp))]
+    for grid in np.unique(cells.grid):
+        a = np.arange(cells.begin[grid + 1])
+        own = slice(cells.begin[grid], cells.begin[grid + 1])
+        side = cells.side[grid]
+        distance = reach[a] + cells.widest[grid] + MARGIN * side
+
+        def place(v: NDArray[np.float64], axis: int, side: float = side) -> NDArray[np.int64]:
+            number = np.floor(v / side) - cells.corner[axis]
+            return np.clip(number, 0, cells.shape[axis] - 1).astype(np.int64)
+
+        top, bottom = place(low_y[a] - distance, 0), place(high_y[a] + distance, 0)
+        left, right = place(low_x[a] - distance, 1), place(high_x[a] + distance, 1)
+        top, bottom = top + plane[a], bottom + plane[a]
+        top[own] = own_row[own]
+        after = np.zeros(len(a), np.intp)
+        after[own] = np.arange(1, own.stop - own.start + 1)
+        for down in range(int((bottom - top).max()) + 1):
+            start = (top + down) * cells.shape[1]
+            begin = np.searchsorted(cells.key[own], start + left)
+            end = np.searchsorted(cells.key[own], start + right, side="right")
+            begin = np.maximum(begin, after)
+            n = np.where(top + down <= bottom, np.maximum(end - begin, 0), 0)
+            pairs.append((np.repeat(a, n), own.start + ranges(begin, n)))
+    first, second = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    return first, second
+
+
+def _link_cells(cells: _Cells, a: NDArray[np.intp], b: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Component of every cell; a, b are pairs of cells near each other."""
+    count = cells.count
+    label: NDArray = np.arange(len(cells))
+    near = _boxes_near(cells, a, b)
     a, b = a[near], b[near]
     tested, n_tests = 0, FIRST_TESTS
     while len(a):
         linked = np.zeros(len(a), np.bool_)
         for part in chunks(len(a), n_tests, MAX_TESTS):
-            cells = first, count, a[part], b[part]
-            linked[part] = _any_within(x, y, *cells, tested, n_tests, radius)
+            linked[part] = _any_linked(cells, a[part], b[part], tested, n_tests)
         graph = coo_array(
             (np.ones(np.count_nonzero(linked), np.bool_), (label[a[linked]], label[b[linked]])),
-            shape=(len(first), len(first)),
+            shape=(len(cells), len(cells)),
         )
         _, merged = connected_components(graph, directed=False)
         label = merged[label]
@@ -102,40 +182,31 @@ def _link_cells(
     return label
 
 
-def _boxes_near(
-    x: NDArray, y: NDArray, first: NDArray, a: NDArray, b: NDArray, radius: float
-) -> NDArray[np.bool_]:
-    """Whether the boxes around the sources of two cells are within the radius of each other."""
+def _boxes_near(cells: _Cells, a: NDArray[np.intp], b: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """Whether the boxes around the sources of two cells are near enough for links."""
     gap = []
-    for v in (x, y):
-        low, high = (f.reduceat(v, first) for f in (np.minimum, np.maximum))
+    for v in (cells.x, cells.y):
+        low, high = (cells.per_cell(f, v) for f in (np.minimum, np.maximum))
         gap.append(np.maximum(np.maximum(low[b] - high[a], low[a] - high[b]), 0))
-    return np.sqrt(gap[0] * gap[0] + gap[1] * gap[1]) <= radius
+    reach = cells.per_cell(np.maximum, cells.reach)
+    return gap[0] * gap[0] + gap[1] * gap[1] <= np.square(reach[a] + reach[b])
 
 
-def _any_within(
-    x: NDArray,
-    y: NDArray,
-    first: NDArray,
-    count: NDArray,
-    a: NDArray,
-    b: NDArray,
-    tested: int,
-    n_tests: int,
-    radius: float,
+def _any_linked(
+    cells: _Cells, a: NDArray[np.intp], b: NDArray[np.intp], tested: int, n_tests: int
 ) -> NDArray[np.bool_]:
-    """Whether a source of cell a lies within the radius of one of b, among the pairs to be tested.
+    """Whether a source of cell a is linked to one of b, among the pairs to be tested.
 
     These are up to `n_tests` pairs of sources from number `tested` on.
     """
     linked = np.zeros(len(a), np.bool_)
-    n = np.clip(count[a] * count[b] - tested, 0, n_tests)
+    n = np.clip(cells.count[a] * cells.count[b] - tested, 0, n_tests)
     pair = np.repeat(np.arange(len(a)), n)
     number = ranges(np.full(len(a), tested), n)
-    width = count[b][pair]
-    i, j = first[a][pair] + number // width, first[b][pair] + number % width
-    dx, dy = x[i] - x[j], y[i] - y[j]
-    linked[pair[np.sqrt(dx * dx + dy * dy) <= radius]] = True
+    width = cells.count[b][pair]
+    i, j = cells.first[a][pair] + number // width, cells.first[b][pair] + number % width
+    dx, dy = cells.x[i] - cells.x[j], cells.y[i] - cells.y[j]
+    linked[pair[dx * dx + dy * dy <= np.square(cells.reach[i] + cells.reach[j])]] = True
     return linked
 
 

@@ -92,7 +92,7 @@ def test_sources_that_are_checked_have_groups():
     assert len(rows) <= gpu.AGREEMENT_SOURCES
     x, y = (np.asarray(workload.table[name])[rows] for name in ("x", "y"))
     assert min(np.ptp(x), np.ptp(y)) > 0.9 * (2048 - 2 * MARGIN)
-    groups = link_groups(make_positions(x, y, np.ones(len(x), bool), np), 6.0)
+    groups = link_groups(make_positions(x, y, np.ones(len(x), bool), np), 3.0)
     assert np.count_nonzero(groups.size > 1) > 0.3 * len(x)
 
 
@@ -174,7 +174,7 @@ def example():
     n = 60_000
     x, y = np.random.default_rng(1).uniform(0, np.sqrt(n / Case().density), (2, n))
     pos = make_positions(x, y, np.ones(n, bool), np)
-    return pos, link_groups(pos, Case().link_radius)
+    return pos, link_groups(pos, Case().link_radius / 2)
 
 
 def test_groups_of_the_example_are_those_of_a_field_at_random(example):

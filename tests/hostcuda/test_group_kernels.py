@@ -48,7 +48,7 @@ def fit(backend, case, n):
     x, y, image, mask = sources(n)
     frame, pos = frame_of(ops, image, mask, err=2.0), positions_of(ops, x, y)
     bg = ops.to_device(np.full(n, 0.5 if has_background else 0.0))
-    groups = ops.link_groups(pos, 2 * R)
+    groups = ops.link_groups(pos, R)
     single = ops.optimal_sums(frame, pos, model, R, bg)
     grouped = ops.grouped_optimal_sums(frame, pos, groups, model, R, bg)
     arrays = [groups.id, groups.size, ops.group_median(groups, pos.x)]

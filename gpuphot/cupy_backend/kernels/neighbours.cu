@@ -2,8 +2,6 @@
 // stamps overlap.
 #include "search.cuh"
 
-#define REACH 2  // linked sources lie at most so many cells apart
-
 // ---- Union-find over the sources: each points to one with a smaller number, roots to themselves
 
 __device__ inline int root_of(int* parent, int i) {
@@ -38,55 +36,89 @@ __device__ inline double gap_between(const double* values, int a, int a_end, int
     return fmax(fmax(after, before), 0.0);
 }
 
-// Whether a source of [a, a_end) lies within the radius of one of [b, b_end); by a warp.
-__device__ inline bool any_within(const double* x, const double* y, int a, int a_end, int b,
-                                  int b_end, double radius) {
+// Sources sorted by grid and cell. All arrays: (n)
+struct Sources {
+    const double *x, *y, *reach;
+};
+
+// Whether a source of [a, a_end) is linked to one of [b, b_end); by a warp.
+__device__ inline bool any_linked(const Sources& sources, int a, int a_end, int b, int b_end) {
     const int lane = threadIdx.x & 31, width = b_end - b;
     const long long n = (long long)(a_end - a) * width;
     if (n > 1024) {  // or else the boxes cost more than they save
-        const double dx = gap_between(x, a, a_end, b, b_end);
-        const double dy = gap_between(y, a, a_end, b, b_end);
-        if (!(sqrt(dx * dx + dy * dy) <= radius)) return false;
+        const double dx = gap_between(sources.x, a, a_end, b, b_end);
+        const double dy = gap_between(sources.y, a, a_end, b, b_end);
+        const double reach =
+            extreme(sources.reach, a, a_end, -1) + extreme(sources.reach, b, b_end, -1);
+        if (!(dx * dx + dy * dy <= reach * reach)) return false;
     }
     for (long long base = 0; base < n; base += 32) {
-        bool near = false;
+        bool linked = false;
         if (base + lane < n) {
             const int i = a + (int)((base + lane) / width), j = b + (int)((base + lane) % width);
-            const double dx = x[i] - x[j], dy = y[i] - y[j];
-            near = sqrt(dx * dx + dy * dy) <= radius;
+            const double dx = sources.x[i] - sources.x[j], dy = sources.y[i] - sources.y[j];
+            const double reach = sources.reach[i] + sources.reach[j];
+            linked = dx * dx + dy * dy <= reach * reach;
         }
-        if (__any_sync(FULL_WARP, near)) return true;
+        if (__any_sync(FULL_WARP, linked)) return true;
     }
     return false;
 }
 
-// Links the cell of each source that is the first of its cell with the cells near it. One warp per
-// source.
+// Row or column of the cell at a coordinate, among the n from `lowest` on.
+__device__ inline long long cell_at(double coordinate, double side, long long lowest, long long n) {
+    return (long long)fmin(fmax(floor(coordinate / side) - lowest, 0.0), n - 1.0);
+}
+
+// Links the cell of each source that is the first of its cell with the cells near it, on its own
+// grid or one of wider reaches. One warp per source.
 //
-// key: (n), sorted numbers of the sources' cells; `off_grid` marks those that are on none
-// x, y: (n), sorted like them; stride: cells in a row of the grid, one number
+// grid, key: (n), sorted: the grid of each source, `n_grids` for none, and its cell there
+// x, y, reach: (n), sorted like them
+// begin: (n_grids + 1), where the sources of each grid begin
+// side, widest: (n_grids), side of the cells of each grid, and the widest reach on it
+// of_all: (4), lowest row and column of the cells of all grids, and how many rows and columns
+// margin: sides of a cell that are added to distances
 // parent: (n), on entry the first source of each one's cell
-extern "C" __global__ void __launch_bounds__(128, 8) link_cells(
-    const long long* key, const double* x, const double* y, int n, const long long* stride,
-    long long off_grid, double radius, int* parent) {
+extern "C" __global__ void __launch_bounds__(128, 5) link_cells(
+    const int* grid, const long long* key, const double* x, const double* y, const double* reach,
+    int n, const int* begin, const double* side, const double* widest, const long long* of_all,
+    int n_grids, double margin, int* parent) {
     const int lane = threadIdx.x & 31;
     const long long warp = (long long)blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5);
     if (warp >= n) return;  // whole warps leave together
-    const int first = (int)warp;
+    const int first = (int)warp, own = grid[first];
     const long long cell = key[first];
-    if (cell == off_grid || (first > 0 && key[first - 1] == cell)) return;
-    const int end = lower_bound(key, first, n, cell + 1);
-    for (int down = 0; down <= REACH; ++down) {
-        const long long middle = cell + down * stride[0];
-        int other = lower_bound(key, 0, n, middle + (down == 0 ? 1 : -REACH));
-        while (other < n && key[other] <= middle + REACH) {
-            const int other_end = lower_bound(key, other, n, key[other] + 1);
-            bool linked = false;
-            if (lane == 0) linked = root_of(parent, first) == root_of(parent, other);
-            linked = __any_sync(FULL_WARP, linked);
-            if (!linked && any_within(x, y, first, end, other, other_end, radius) && lane == 0)
-                unite(parent, first, other);
-            other = other_end;
+    if (own == n_grids || (first > begin[own] && key[first - 1] == cell)) return;
+    const Sources sources = {x, y, reach};
+    const int end = lower_bound(key, first, begin[own + 1], cell + 1);
+    const long long low_row = of_all[0], low_column = of_all[1];
+    const long long n_rows = of_all[2], n_columns = of_all[3];
+    const long long own_row = cell / n_columns, plane = own_row / n_rows * n_rows;
+    const double left = extreme(x, first, end, 1), right = -extreme(x, first, end, -1);
+    const double low = extreme(y, first, end, 1), high = -extreme(y, first, end, -1);
+    const double farthest = -extreme(reach, first, end, -1);
+    for (int g = own; g < n_grids; ++g) {
+        const int last = begin[g + 1];
+        if (begin[g] == last) continue;
+        const double s = side[g], distance = farthest + widest[g] + margin * s;
+        const long long from = cell_at(left - distance, s, low_column, n_columns);
+        const long long to = cell_at(right + distance, s, low_column, n_columns);
+        const long long bottom = plane + cell_at(high + distance, s, low_row, n_rows);
+        // Of two cells of a grid, the first one links them.
+        long long row = g == own ? own_row : plane + cell_at(low - distance, s, low_row, n_rows);
+        int other = g == own ? end : begin[g];
+        for (; row <= bottom; ++row) {
+            other = lower_bound(key, other, last, row * n_columns + from);
+            while (other < last && key[other] <= row * n_columns + to) {
+                const int other_end = lower_bound(key, other, last, key[other] + 1);
+                bool linked = false;
+                if (lane == 0) linked = root_of(parent, first) == root_of(parent, other);
+                linked = __any_sync(FULL_WARP, linked);
+                if (!linked && any_linked(sources, first, end, other, other_end) && lane == 0)
+                    unite(parent, first, other);
+                other = other_end;
+            }
         }
     }
 }

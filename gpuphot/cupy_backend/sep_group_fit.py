@@ -1,0 +1,306 @@
+"""Grouped PSF fits with SEP's conventions; twin of ``numpy_backend.sep_group_fit``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import cupy
+import numpy as np
+
+from gpuphot.models.frame import Frame, Positions
+from gpuphot.models.groups import CORE
+from gpuphot.models.psf import PSFModel
+from gpuphot.models.sep import MAX_FIT_GROUP, FitOptions, PSFFits
+
+from .launch import as_bytes, blocks, launch, workspace_items
+from .neighbours import link_groups, runs
+from .sep_fit import find_groupable, rule_arguments, sep_psf_fit
+from .sep_stamps import psf_arguments, scratch_floats, scratch_of, sep_psf_stamps, stamp_shape
+
+_CLASSES = 2, 4, 8, 16, 32, MAX_FIT_GROUP
+"""Members of a group. Groups of up to 2, of up to 4 and so on are fitted apart, so that small ones
+need little memory."""
+
+_MAX_CORE = 16
+"""Members of the core of a block. The others, up to `MAX_FIT_GROUP`, are those around it."""
+
+_HALO = 4
+"""Width of the surroundings of a core, in the largest reach of a member."""
+
+_ROUNDS = 3
+"""How often blocks are fitted."""
+
+_ACCURACY = 0.1
+"""Last steps in blocks, in those of groups, lest rounds go on where they ended."""
+
+_WARPS, _TILE = 4, 16
+
+
+def sep_grouped_psf_fit(
+    frame: Frame, pos: Positions, psf: PSFModel, gain: float | None, options: FitOptions
+) -> PSFFits:
+    """Least-squares fits of the PSF, sources with overlapping stamps at the same time."""
+    reach = _reach(frame, pos, psf, options)
+    groups = link_groups(pos, reach)
+    fits = _FitsToBe(frame, pos, psf, gain, options)
+    is_large = groups.size > MAX_FIT_GROUP
+    fits.fit(_groups_of(pos, groups.id, (groups.size > 1) & ~is_large))
+    fits.fit_blocks(_blocks_of(pos, groups.id, is_large, reach))
+    single = replace(pos, valid=pos.valid & fits.alone)
+    return _merged(fits.alone, sep_psf_fit(frame, single, psf, gain, options), fits.results)
+
+
+def _merged(chosen: Any, ones: PSFFits, others: PSFFits) -> PSFFits:
+    """The results of `ones` where chosen, else those of others."""
+    return PSFFits(
+        *(
+            cupy.where(chosen, getattr(ones, each.name), getattr(others, each.name))
+            for each in fields(PSFFits)
+        )
+    )
+
+
+def _reach(frame: Frame, pos: Positions, psf: PSFModel, options: FitOptions) -> Any:
+    """From how far sources are linked to others; NaN for those to be fitted alone."""
+    groupable = find_groupable(frame, pos, psf, options)
+    if options.fit_radius > 0:
+        return cupy.where(groupable, options.fit_radius, cupy.nan)
+    n = len(pos)
+    reach = cupy.empty(n)
+    workspace, step, shared = scratch_of(psf, "sep_reach", n)
+    scratch = workspace, np.int32(scratch_floats(psf)), np.int32(shared > 0)
+    of_sources = pos.x, pos.y, as_bytes(groupable)
+    for begin in range(0, n, step):
+        arguments = *psf_arguments(psf), *of_sources, np.int32(begin), *scratch, reach
+        launch("sep_reach", min(step, n - begin), arguments, shared)
+    return reach
+
+
+@dataclass(frozen=True)
+class _Systems:
+    """Sources that are fitted at the same time.
+
+    Attributes
+    ----------
+    rows : (total,) int32 array
+        The members of the systems, one after the other.
+    begin, count : (n_systems,) int32 arrays
+        Where the members of each system begin, and their number.
+    home : (N,) int32 array
+        The system that a source gets its results from; -1 without.
+    """
+
+    rows: Any
+    begin: Any
+    count: Any
+    home: Any
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """As kernels take them."""
+        return self.begin, self.count, self.rows, self.home
+
+
+def _groups_of(pos: Positions, group: Any, wanted: Any) -> _Systems:
+    """Groups of the wanted sources, their members sorted by x and y."""
+    rows = cupy.flatnonzero(wanted)
+    number = group[rows].astype(cupy.float64)
+    order = cupy.lexsort(cupy.stack([pos.y[rows], pos.x[rows], number]))
+    rows, number = rows[order], number[order]
+    starts = cupy.ones(len(rows), cupy.bool_)
+    starts[1:] = number[1:] != number[:-1]
+    begin = cupy.flatnonzero(starts)
+    count = cupy.searchsorted(number, number[begin], side="right") - begin
+    home = cupy.full(len(pos), -1, cupy.int32)
+    home[rows] = (cupy.cumsum(starts, dtype=cupy.int64) - 1).astype(cupy.int32)
+    rows, begin, count = (v.astype(cupy.int32) for v in (rows, begin, count))
+    return _Systems(rows, begin, count, home)
+
+
+def _blocks_of(pos: Positions, group: Any, wanted: Any, reach: Any) -> _Systems:
+    """Blocks of the wanted sources: cores, and those around them in the same group."""
+    rows = cupy.flatnonzero(wanted)
+    number = group[rows].astype(cupy.float64)
+    order = cupy.lexsort(cupy.stack([pos.x[rows], pos.y[rows], number]))
+    rows, number = rows[order], number[order]
+    x, y = pos.x[rows], pos.y[rows]
+    group_begin, group_end = (v.astype(cupy.int32) for v in runs(number))
+    core_order, core, core_begin, side = _cores(x, y, number)
+    n_cores = len(core_begin) - 1
+    count = cupy.empty(n_cores, cupy.int32)
+    members = cupy.zeros((n_cores, MAX_FIT_GROUP), cupy.int32)
+    halo = _HALO * (float(cupy.where(wanted, reach, 0).max()) if n_cores else 0.0)
+    launch(
+        "sep_list_blocks",
+        blocks(n_cores, _WARPS),
+        (
+            core_order, core_begin, np.int32(n_cores), x, y, core, side, group_begin, group_end,
+            np.float64(halo), count, members,
+        ),
+    )  # fmt: skip
+    home = cupy.full(len(pos), -1, cupy.int32)
+    home[rows] = core
+    begin = MAX_FIT_GROUP * cupy.arange(n_cores, dtype=cupy.int32)
+    listed = rows[members.ravel()] if n_cores else rows
+    return _Systems(listed.astype(cupy.int32), begin, count, home)
+
+
+def _cores(x: Any, y: Any, group: Any) -> tuple[Any, Any, Any, Any]:
+    """Members sorted by core, the core of each member, where cores begin, and sides of squares.
+
+    Squares with too many members are cut into four, and members on the same pixel into any parts.
+    """
+    n = len(x)
+    side = cupy.full(n, float(CORE))
+    place = cupy.arange(n)
+    while True:
+        keys = cupy.stack([place, cupy.floor(x / side), cupy.floor(y / side), side, group])
+        order = cupy.lexsort(keys)
+        starts = cupy.ones(n, cupy.bool_)
+        starts[1:] = (keys[1:, order[1:]] != keys[1:, order[:-1]]).any(axis=0)
+        begin, end = runs(cupy.cumsum(starts, dtype=cupy.int64))
+        divisible = cupy.empty(n, cupy.bool_)
+        divisible[order] = end - begin > _MAX_CORE
+        divisible &= side > 1
+        if not bool(divisible.any()):
+            break
+        side = cupy.where(divisible, side / 2, side)
+    starts |= (place - begin) % _MAX_CORE == 0
+    core_begin = cupy.concatenate([cupy.flatnonzero(starts), cupy.full(1, n, cupy.int64)])
+    core = cupy.empty(n, cupy.int32)
+    core[order] = (cupy.cumsum(starts, dtype=cupy.int64) - 1).astype(cupy.int32)
+    return order.astype(cupy.int32), core, core_begin.astype(cupy.int32), side
+
+
+class _FitsToBe:
+    """Results that groups of sources get, one set of groups after the other.
+
+    Attributes
+    ----------
+    results : PSFFits
+    alone : (N,) bool array
+        Sources that have to be fitted on their own.
+    """
+
+    def __init__(
+        self, frame: Frame, pos: Positions, psf: PSFModel, gain: float | None, options: FitOptions
+    ) -> None:
+        n = len(pos)
+        self._frame, self._pos, self._psf = frame, pos, psf
+        self._gain, self._options = gain, options
+        flux, fluxerr, x, y, chi2 = (cupy.full(n, cupy.nan) for _ in range(5))
+        flag, n_iter = (cupy.zeros(n, cupy.int64) for _ in range(2))
+        self.results = PSFFits(flux, fluxerr, x, y, flag, chi2, n_iter)
+        self.alone = cupy.ones(n, cupy.bool_)
+
+    def fit(self, systems: _Systems) -> None:
+        """Fit groups that have no light of others on them."""
+        n = len(self._pos)
+        in_system = systems.home >= 0
+        self.alone &= ~in_system
+        start = self._pos.x, self._pos.y, cupy.zeros(n)
+        self._launch(systems, start, None)
+
+    def fit_blocks(self, systems: _Systems) -> None:
+        """Fit blocks in rounds, each given the light of all other members from the one before."""
+        in_block = systems.home >= 0
+        if not bool(in_block.any()):
+            return
+        self.alone &= ~in_block
+        members = replace(self._pos, valid=in_block)
+        options = replace(self._options, fit_positions=False)
+        flux = sep_psf_fit(self._frame, members, self._psf, self._gain, options).flux
+        x, y, flux = self._pos.x, self._pos.y, cupy.where(flux > 0, flux, 0)
+        for _ in range(_ROUNDS):
+            self._launch(systems, (x, y, flux), self._light(cupy.flatnonzero(in_block), x, y, flux))
+            fitted = in_block & ~self.alone
+            found = self.results.x, self.results.y, self.results.flux
+            x, y, flux = (
+                cupy.where(fitted, new, old)
+                for new, old in zip(found, (x, y, flux), strict=True)
+            )
+
+    def _light(self, rows: Any, x: Any, y: Any, flux: Any) -> Any:
+        """Planes of the light of some sources."""
+        light = cupy.zeros(self._frame.data.shape)
+        for plane in range(len(light)):
+            of_plane = rows[self._pos.frame[rows] == plane]
+            _add_stars(light[plane], self._psf, x[of_plane], y[of_plane], flux[of_plane])
+        return light
+
+    def _launch(self, systems: _Systems, start: tuple[Any, Any, Any], light: Any | None) -> None:
+        """Fit systems from positions and fluxes, given the light of all members or None."""
+        frame, pos, psf, options = self._frame, self._pos, self._psf, self._options
+        of_image = (
+            frame.data, frame.err, frame.bad, pos.x if light is None else light,
+            np.int32(light is not None), *(np.int32(length) for length in frame.shape),
+            np.float64(self._gain or 0),
+        )  # fmt: skip
+        max_iter, radius, tolerance, *limits = rule_arguments(psf, options)
+        if light is not None:
+            tolerance = np.float64(_ACCURACY * tolerance)
+        of_fit = np.int32(options.fit_positions), max_iter, radius, tolerance, *limits
+        for max_count, numbers in _by_class(systems.count):
+            n_doubles = _workspace_doubles(psf, max_count, light is not None)
+            n_blocks = min(len(numbers), workspace_items(8 * n_doubles))
+            workspace = cupy.empty(n_blocks * n_doubles)
+            launch(
+                "sep_fit_groups",
+                n_blocks,
+                (
+                    *psf_arguments(psf), *of_image, *of_fit, numbers, np.int32(len(numbers)),
+                    np.int32(max_count), *systems.arguments, pos.x, pos.y, pos.frame, *start,
+                    workspace, np.int64(n_doubles),
+                    *(getattr(self.results, each.name) for each in fields(PSFFits)),
+                    as_bytes(self.alone),
+                ),
+            )  # fmt: skip
+
+
+def _add_stars(image: Any, psf: PSFModel, x: Any, y: Any, flux: Any) -> None:
+    """Add stars to an image, in an order that does not depend on that of the rows."""
+    order = cupy.lexsort(cupy.stack([flux, x, y]))
+    x, y, flux = x[order], y[order], flux[order]
+    n_rows, n_columns = stamp_shape(psf)
+    row, column = (
+        (v + 0.5).astype(cupy.int32) - np.int32(size // 2)
+        for v, size in ((y, n_rows), (x, n_columns))
+    )
+    height, width = image.shape
+    top = cupy.arange(blocks(height, _TILE), dtype=cupy.int32) * _TILE
+    first = cupy.searchsorted(row, top - n_rows, side="right")
+    last = cupy.searchsorted(row, top + _TILE, side="left")
+    step = workspace_items(8 * n_rows * n_columns)
+    for begin in range(0, len(x), step):
+        end = min(begin + step, len(x))
+        launch(
+            "render_tiles",
+            blocks(height, _TILE) * blocks(width, _TILE),
+            (
+                sep_psf_stamps(psf, x[begin:end], y[begin:end]), np.int32(n_rows),
+                np.int32(n_columns), row, column, flux, first, last, np.int64(begin),
+                np.int64(end), np.int32(height), np.int32(width), image,
+            ),
+        )  # fmt: skip
+
+
+def _by_class(count: Any) -> list[tuple[int, Any]]:
+    """The numbers of the systems of each class, and how many members they have at most."""
+    of_class = cupy.searchsorted(cupy.asarray(_CLASSES), count)
+    order = cupy.argsort(of_class).astype(cupy.int32)
+    ends = cupy.searchsorted(of_class[order], cupy.arange(len(_CLASSES)), side="right")
+    stops = cupy.asnumpy(ends).tolist()
+    return [
+        (members, order[start:stop])
+        for members, start, stop in zip(_CLASSES, [0, *stops], stops, strict=False)
+        if stop > start
+    ]
+
+
+def _workspace_doubles(psf: PSFModel, n: int, has_light: bool) -> int:
+    """What a block of the kernel needs for n members; see ``workspace_of`` there."""
+    size = math.prod(stamp_shape(psf))
+    n_floats = (2 if has_light else 1) * n * size + scratch_floats(psf)
+    return 3 * n * size + (3 * n + 1) * 3 * n + 9 * n + (n_floats + 1) // 2

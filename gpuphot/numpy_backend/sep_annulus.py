@@ -1,0 +1,423 @@
+"""Medians and clipped means of the pixels in annuli, as SEP defines them.
+
+Chunks of n sources share a template of T pixels, those that an annulus of their size may hold.
+Arrays have the shape (T, n), so that whatever belongs to a source, a row or a column is spread
+over the pixels in runs; only what is sorted has the shape (n, T).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpuphot.models.frame import Bad, Frame, Positions
+from gpuphot.models.sep import AnnulusMeans
+
+from .chunks import chunks
+from .sums import row_sums
+
+MARGIN = 0.7072
+"""Half the diagonal of a pixel, as SEP has it: pixels this far inside are not sampled."""
+
+SUBPIX = 5
+"""Samples along the side of a pixel."""
+
+STD_PER_MAD = 1.4826
+"""SEP's standard deviation of pixels with a median absolute deviation of 1."""
+
+WHOLE = SUBPIX**2 + 1
+"""Stands for the count of a pixel that is not sampled."""
+
+# Samples are added up one by one: all of them together are not exactly 1.
+_WEIGHT = np.append(np.cumsum(np.append(0, np.full(SUBPIX**2, (1 / SUBPIX) ** 2))), 1.0)
+_COUNT_BITS = 5
+_INDEX_BITS = 32 - _COUNT_BITS
+_LAST = np.int64((1 << 63) - (1 << _COUNT_BITS))
+
+
+def sep_annulus_median(
+    frame: Frame, pos: Positions, r_in: NDArray[np.float64], r_out: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Weighted medians of annuli, the third result of ``sep_x.stats_circann``.
+
+    A pixel weighs as many of its 5 x 5 sub-pixels as have their centre in the annulus. The median
+    is the smallest value that, with all smaller ones, has at least half of the weight. Masked and
+    non-finite pixels do not take part.
+
+    Parameters
+    ----------
+    frame : Frame
+    pos : Positions
+    r_in, r_out : (N,) float64 arrays
+        In pixels.
+
+    Returns
+    -------
+    (N,) float64 array
+        NaN where the annulus holds no usable pixel, unless ``0 <= r_in <= r_out``, and for rows
+        that are not valid.
+    """
+    level = np.full(len(pos), np.nan)
+    for annuli in _annuli(frame, pos, r_in, r_out):
+        level[annuli.rows] = _weighted_medians(annuli.pixels(frame.data), _sample_counts(annuli))
+    return level
+
+
+def sep_annulus_means(
+    frame: Frame,
+    pos: Positions,
+    r_in: NDArray[np.float64],
+    r_out: NDArray[np.float64],
+    clip_sigma: float,
+    clip_iters: int,
+    gain: float | None,
+) -> AnnulusMeans:
+    """Clipped means of annuli, what the ``bkgann`` of SEP subtracts.
+
+    Takes the pixels whose centre is in the annulus, without masked and non-finite ones. Each
+    round of clipping rejects what is more than `clip_sigma` standard deviations away from the
+    median; these are estimated from the median absolute deviation.
+
+    Parameters
+    ----------
+    frame : Frame
+    pos : Positions
+    r_in, r_out : (N,) float64 arrays
+        In pixels.
+    clip_sigma : float
+        Positive.
+    clip_iters : int
+        Rounds at most. If 0, the error is that of the noise; otherwise it is only the Poisson
+        noise of the counts in the annulus, which is how SEP has it.
+    gain : float or None
+        Electrons per count, for the Poisson noise; None for none.
+
+    Returns
+    -------
+    AnnulusMeans
+    """
+    level, error = np.full((2, len(pos)), np.nan)
+    area = np.zeros(len(pos))
+    for annuli in _annuli(frame, pos, r_in, r_out):
+        rows, d2 = annuli.rows, annuli.d2
+        member = (d2 > annuli.r_in**2) & (d2 < annuli.r_out**2)
+        n = np.count_nonzero(member, axis=0)
+        values = np.where(member, annuli.pixels(frame.data), np.float32(np.inf))
+        ordered = np.ascontiguousarray(values.T)
+        ordered.sort(axis=1)
+        mean, total = _clipped_mean(ordered, n, clip_sigma, clip_iters)
+        variance = np.zeros(len(n))
+        if clip_iters == 0:
+            with np.errstate(over="ignore"):
+                noise = np.where(member, annuli.pixels(frame.err) ** 2, np.float32(0))
+            variance = row_sums(noise.T.astype(np.float64))
+        if gain is not None and gain > 0:
+            variance += np.maximum(total, 0) / gain
+        level[rows], area[rows] = mean, n
+        with np.errstate(invalid="ignore"):
+            error[rows] = np.sqrt(variance) / n
+    return AnnulusMeans(level, error, area)
+
+
+# ---- Medians
+
+
+def _sample_counts(annuli: _Annuli) -> NDArray[np.uint8]:
+    """Sub-pixels (T, n) of each pixel that are in the annulus, or `WHOLE`."""
+    d2, r_in, r_out = annuli.d2, annuli.r_in, annuli.r_out
+    visited = (d2 > _surely_inside2(r_in)) & (d2 < (r_out + MARGIN) ** 2)
+    sampled = (d2 > _surely_inside2(r_out)) | (d2 < (r_in + MARGIN) ** 2)
+    counts = (visited & ~sampled).view(np.uint8) * np.uint8(WHOLE)
+    edge = np.flatnonzero(visited & sampled)
+    samples_x, samples_y = (_squared_samples(offset) for offset in (annuli.dx, annuli.dy))
+    inner, outer = r_in**2, r_out**2
+    n = len(r_in)
+    for part in chunks(len(edge), SUBPIX**2):
+        pixel, source = np.divmod(edge[part], n)
+        x2 = samples_x.take(annuli.column[pixel] * n + source, axis=1)
+        y2 = samples_y.take(annuli.row[pixel] * n + source, axis=1)
+        r2 = x2 + y2[:, None]
+        inside = (r2 > inner[source]) & (r2 < outer[source])
+        inside = inside.view(np.uint8).reshape(SUBPIX**2, -1)
+        counts.ravel()[edge[part]] = np.add.reduce(inside, axis=0, dtype=np.uint8)
+    return counts
+
+
+def _surely_inside2(r: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.maximum(r - MARGIN, 0) ** 2
+
+
+def _squared_samples(offset: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Squared distances along one axis (SUBPIX, pixels) of the samples of pixels at `offset`."""
+    step = 1 / SUBPIX
+    samples = [offset + 0.5 * (step - 1)]
+    while len(samples) < SUBPIX:
+        samples.append(samples[-1] + step)
+    return np.square(np.stack(samples)).reshape(SUBPIX, -1)
+
+
+def _weighted_medians(
+    values: NDArray[np.float32], counts: NDArray[np.uint8]
+) -> NDArray[np.float64]:
+    """Weighted medians (n,) of values (T, n), in the order in which SEP adds the weights up."""
+    with np.errstate(invalid="ignore"):
+        half = 0.5 * np.cumsum(_WEIGHT.take(counts), axis=0)[-1]
+    keys = np.ascontiguousarray(_keys(values, counts).T)
+    keys.sort(axis=1)
+    weight = _WEIGHT.take(keys & ((1 << _COUNT_BITS) - 1))
+    n_below = np.count_nonzero(np.cumsum(weight, axis=1, out=weight) < half[:, None], axis=1)
+    n = np.count_nonzero(counts, axis=0)
+    middle = keys[np.arange(len(keys)), np.clip(n_below, 0, np.maximum(n - 1, 0))]
+    return np.where(n > 0, _values_of(middle), np.nan)
+
+
+def _keys(values: NDArray[np.float32], counts: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Integers that sort as the values do, equal ones as they come; those of count 0 last.
+
+    The lowest bits are the count. (In an annulus of more than 2**27 pixels the order of equal
+    values is another one than SEP's.)
+    """
+    bits = (values + np.float32(0)).view(np.int32)  # there is only one zero
+    bits ^= (bits >> 31) & np.int32(0x7FFFFFFF)
+    index = np.arange(len(values)) & ((1 << _INDEX_BITS) - 1)
+    keys = bits.astype(np.int64)
+    keys <<= 32
+    keys |= (index << _COUNT_BITS)[:, None]
+    keys |= counts
+    np.copyto(keys, _LAST, where=counts == 0)
+    return keys
+
+
+def _values_of(keys: NDArray[np.int64]) -> NDArray[np.float64]:
+    bits = (keys >> 32).astype(np.int32)
+    bits ^= (bits >> 31) & np.int32(0x7FFFFFFF)
+    return bits.view(np.float32).astype(np.float64)
+
+
+# ---- Clipped means
+
+
+@np.errstate(invalid="ignore")
+def _clipped_mean(
+    ordered: NDArray[np.float32], n: NDArray[np.intp], clip_sigma: float, clip_iters: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean of what clipping leaves, and sum before clipping, of the first n values of each row."""
+    first, last = _clip(ordered, n, clip_sigma, clip_iters)
+    reference = _at(ordered, np.arange(len(n)), np.maximum(n - 1, 0) // 2)
+    reference[n == 0] = 0
+    index = np.arange(ordered.shape[1])
+    deviation = ordered - reference[:, None]
+    deviation[index >= n[:, None]] = 0
+    total = row_sums(deviation) + reference * n
+    deviation[(index < first[:, None]) | (index >= last[:, None])] = 0
+    return reference + row_sums(deviation) / (last - first), total
+
+
+def _clip(
+    ordered: NDArray[np.float32], n: NDArray[np.intp], clip_sigma: float, clip_iters: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The half-open interval of the sorted values that survives."""
+    first, last = np.zeros_like(n), n.copy()
+    rows = np.flatnonzero(n)
+    for _ in range(clip_iters):
+        begin, end = first[rows], last[rows]
+        median = _at(ordered, rows, (begin + end - 1) // 2)
+        std = STD_PER_MAD * _median_deviation(ordered, rows, begin, end, median)
+        low, high = median - clip_sigma * std, median + clip_sigma * std
+        outlying = (_at(ordered, rows, begin) < low) | (_at(ordered, rows, end - 1) > high)
+        changed = np.flatnonzero(outlying & (std > 0))
+        if not len(changed):
+            break
+        rows = rows[changed]
+        first[rows], last[rows] = _between(
+            ordered, rows, begin[changed], end[changed], low[changed], high[changed]
+        )
+    return first, last
+
+
+def _at(
+    ordered: NDArray[np.float32], rows: NDArray[np.intp], index: NDArray[np.intp]
+) -> NDArray[np.float64]:
+    return ordered.ravel().take(rows * ordered.shape[1] + index).astype(np.float64)
+
+
+def _median_deviation(
+    ordered: NDArray[np.float32],
+    rows: NDArray[np.intp],
+    begin: NDArray[np.intp],
+    end: NDArray[np.intp],
+    median: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Lower median of the absolute deviations from the lower median of [begin, end).
+
+    The smaller half of the deviations belongs to neighbours, of which the first is sought.
+    """
+    half = (end - begin - 1) // 2
+    low, high = begin, begin + half
+    for _ in range(int(half.max(initial=0)).bit_length()):
+        middle = (low + high) // 2
+        beyond = np.minimum(middle + half + 1, end - 1)
+        to_the_left = median - _at(ordered, rows, middle)
+        closer = (to_the_left > _at(ordered, rows, beyond) - median) & (low < high)
+        low = np.where(closer, middle + 1, low)
+        high = np.where(closer, high, middle)
+    left, right = _at(ordered, rows, low), _at(ordered, rows, low + half)
+    return np.maximum(median - left, right - median)
+
+
+def _between(
+    ordered: NDArray[np.float32],
+    rows: NDArray[np.intp],
+    begin: NDArray[np.intp],
+    end: NDArray[np.intp],
+    low: NDArray[np.float64],
+    high: NDArray[np.float64],
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The part of the intervals [begin, end) whose values lie in [low, high]."""
+    # Both ends at once: the first value not below `low`, and the first one above `high`.
+    both = np.concatenate([rows, rows])
+    bound = np.concatenate([low, np.nextafter(high, np.inf)])
+    begin, end = np.concatenate([begin, begin]), np.concatenate([end, end])
+    for _ in range(int((end - begin).max(initial=0)).bit_length()):
+        middle = np.minimum((begin + end) // 2, ordered.shape[1] - 1)
+        below = (_at(ordered, both, middle) < bound) & (begin < end)
+        begin = np.where(below, middle + 1, begin)
+        end = np.where(below, end, middle)
+    return begin[: len(rows)], begin[len(rows) :]
+
+
+# ---- Pixels
+
+
+@dataclass(frozen=True)
+class _Template:
+    """Pixels that an annulus may hold, wherever in its pixel a source lies.
+
+    `x` and `y` are the columns and the rows that there are, counted from the pixel that a source
+    lies on or, if `is_image`, from the first one of the image. Pixel t is in column
+    ``x[column[t]]`` and row ``y[row[t]]``.
+    """
+
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    column: NDArray[np.intp]
+    row: NDArray[np.intp]
+    is_image: bool
+
+
+def _make_template(shape: tuple[int, int], r_in: float, r_out: float) -> _Template:
+    """A template for the annulus, or of the whole image if its box is far larger than that."""
+    half = math.ceil(r_out) + 1
+    if half * half > shape[0] * shape[1]:
+        y, x = (np.arange(float(size)) for size in shape)
+        row, column = np.indices(shape).reshape(2, -1)
+        return _Template(x, y, column, row, is_image=True)
+    offset = np.arange(-half, half + 1.0)
+    d = np.hypot(offset, offset[:, None])
+    # A pixel is visited up to `MARGIN` from the rim, and a source as far from its pixel's centre.
+    row, column = np.nonzero((d >= r_in - 2 * MARGIN) & (d <= r_out + 2 * MARGIN))
+    return _Template(offset, offset, column, row, is_image=False)
+
+
+@dataclass(frozen=True)
+class _Annuli:
+    """The T pixels of a template around n sources.
+
+    Attributes
+    ----------
+    rows : (n,) array
+        The sources.
+    r_in, r_out : (n,) arrays
+    dx, dy : (columns, n) and (rows, n) arrays
+        Distances of the template's columns and rows from the sources.
+    column, row : (T,) arrays
+        The column and the row of each pixel.
+    d2 : (T, n) array
+        Squared distances of the pixels from the sources; infinite for those that are not in the
+        image or not usable.
+    index : (T, n) array
+        Of the pixels in the planes of the frame.
+    """
+
+    rows: NDArray[np.intp]
+    r_in: NDArray[np.float64]
+    r_out: NDArray[np.float64]
+    dx: NDArray[np.float64]
+    dy: NDArray[np.float64]
+    column: NDArray[np.intp]
+    row: NDArray[np.intp]
+    d2: NDArray[np.float64]
+    index: NDArray[np.intp]
+
+    def pixels(self, planes: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Pixels (T, n) of planes (F, H, W)."""
+        return planes.ravel().take(self.index)
+
+
+def _annuli(
+    frame: Frame, pos: Positions, r_in: NDArray[np.float64], r_out: NDArray[np.float64]
+) -> Iterator[_Annuli]:
+    """The annuli that reach the image, in chunks of the same template."""
+    rows = pos.order[_reaches_image(frame, pos, r_in, r_out)[pos.order]]
+    sizes, size = np.unique(
+        np.floor(r_in[rows]) + 1j * np.ceil(r_out[rows]), return_inverse=True
+    )
+    any_bad = bool((frame.bad & Bad.UNUSABLE).any())
+    for k, radii in enumerate(sizes):
+        template = _make_template(frame.shape, radii.real, radii.imag)
+        members = rows[size == k]
+        for part in chunks(len(members), len(template.column)):
+            i = members[part]
+            yield _look_around(frame, pos, i, r_in[i], r_out[i], template, any_bad)
+
+
+def _reaches_image(
+    frame: Frame, pos: Positions, r_in: NDArray[np.float64], r_out: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    height, width = frame.shape
+    with np.errstate(invalid="ignore", over="ignore"):
+        dx = pos.x - np.clip(pos.x, -0.5, width - 0.5)
+        dy = pos.y - np.clip(pos.y, -0.5, height - 0.5)
+        reaches = (r_in >= 0) & (r_out >= r_in) & (np.hypot(dx, dy) < r_out + 1)
+        # SEP finds no pixel where the end of its box is beyond the range of its integers.
+        for position in (pos.x, pos.y):
+            reaches &= position + r_out + 1.4999999 < 2.0**63
+        return pos.valid & reaches
+
+
+def _look_around(
+    frame: Frame,
+    pos: Positions,
+    i: NDArray[np.intp],
+    r_in: NDArray[np.float64],
+    r_out: NDArray[np.float64],
+    template: _Template,
+    any_bad: bool,
+) -> _Annuli:
+    height, width = frame.shape
+    x, column = _along_axis(template.x, pos.x[i], width, template.is_image)
+    y, row = _along_axis(template.y, pos.y[i], height, template.is_image)
+    first = (pos.frame[i] * height + row) * width
+    index = first.take(template.row, axis=0) + column.take(template.column, axis=0)
+    with np.errstate(over="ignore"):
+        d2 = (x * x).take(template.column, axis=0) + (y * y).take(template.row, axis=0)
+    if any_bad:
+        np.copyto(d2, np.inf, where=(frame.bad.ravel().take(index) & Bad.UNUSABLE) != 0)
+    return _Annuli(i, r_in, r_out, x, y, template.column, template.row, d2, index)
+
+
+def _along_axis(
+    offset: NDArray[np.float64], position: NDArray[np.float64], length: int, is_image: bool
+) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """Distances (offsets, n) from the sources, and indices of the pixels along one axis.
+
+    A distance is infinite where there is no pixel, and the index any pixel's.
+    """
+    pixel = offset[:, None] + (0 if is_image else np.rint(position))
+    distance = pixel - position
+    distance[(pixel < 0) | (pixel >= length)] = np.inf
+    return distance, np.clip(pixel, 0, length - 1).astype(np.intp)
