@@ -173,7 +173,7 @@ def test_psf_fits(scene, backend, psf, grouped, options):
     rows = np.ones(len(ours), bool)
     if grouped:
         rows = ~near_spoilt(scene, backend, psf, options)
-        assert rows.mean() > 0.7
+        assert rows.mean() > 0.5
         u, v = ({name: values[rows] for name, values in t.items()} for t in (u, v))
     measured = np.isfinite(v["flux"]) & (v["fluxerr"] > 0)
     close, closer = np.ones(rows.sum(), bool), np.ones(rows.sum(), bool)
@@ -195,13 +195,21 @@ def test_psf_fits(scene, backend, psf, grouped, options):
 
 
 def near_spoilt(scene, backend, psf, options):
-    """Rows that may be linked to a source without usable pixels, which spoils its group in SEP."""
+    """Rows that may be linked to a source of which there are but wings, or nothing at all.
+
+    Of one without usable pixels, SEP's singular matrix spoils the group; of one off the image, the
+    condition of the matrix magnifies rounding, and may change the number of steps for all.
+    """
     alone = gpuphot.measure_objects_sep(
         scene.table, scene.image, backend=backend, psf=psf, mask=scene.mask, bg_size=SIDE,
         **{**options, "group_sources": False, "fit_positions": False},
     )  # fmt: skip
     groups = linked(scene.table, options.get("fit_radius", 6.0))
-    return np.isin(groups, groups[np.asarray(alone["flags_psf"]) & SepFlag.ALL_MASKED != 0])
+    x, y = np.rint(scene.table["x"]), np.rint(scene.table["y"])
+    height, width = scene.image.shape
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    spoilt = ~inside | (np.asarray(alone["flags_psf"]) & SepFlag.ALL_MASKED != 0)
+    return np.isin(groups, groups[spoilt])
 
 
 def test_filters(scene, backend):

@@ -11,12 +11,23 @@ from gpuphot.numpy_backend import chunks
 from .scenes import positions_of
 from .test_sep_aperture import sep_frame_of, sep_scene
 
-ANNULI = [(15.0, 21.0), (6.0, 11.5), (0.0, 3.0), (0.0, 0.3), (0.5, 1.2), (3.0, 3.0), (2.0, 50.0)]
+ANNULI = [(15.0, 21.0), (6.0, 11.5), (0.0, 3.0), (0.0, 0.3), (0.5, 1.2), (3.0, 3.0)]
+LARGE = 2.0, 50.0  # more pixels than shared memory holds on a GPU
 
 
-def positions_in(scene):
-    """Positions of a scene, some of them on or halfway between pixel centres."""
-    return tuple(np.array(scene.table[name]) for name in "xy")
+def scene_of(rng, seed, levels="continuous", n=120):
+    """A scene, its positions too; of many or few different pixel values."""
+    scene, err, image, mask = sep_scene(rng, seed, n=n)
+    if levels == "coarse":
+        image = coarse(image).astype(np.float32)
+    return image, mask, err, *(np.array(scene.table[name]) for name in "xy")
+
+
+def coarse(image):
+    """Pixels with few different values, zeros of both signs among them."""
+    steps = 10 * np.round((image - np.median(image)) / 10)
+    odd = np.indices(image.shape).sum(axis=0) % 2 == 1
+    return np.where(odd & (steps == 0), -0.0, steps)
 
 
 def radii_of(rng, r_in, r_out, n):
@@ -46,50 +57,41 @@ def means_of(ops, frame, pos, r_in, r_out, *options):
     return [ops.to_host(values) for values in (means.level, means.error, means.area)]
 
 
-def coarse(image):
-    """Pixels with few different values, zeros of both signs among them."""
-    steps = 10 * np.round((image - np.nanmedian(image)) / 10)
-    return np.where(np.indices(image.shape).sum(axis=0) % 2, steps, -(-steps))
-
-
 @pytest.mark.parametrize("levels", ["continuous", "coarse"])
-@pytest.mark.parametrize(("r_in", "r_out"), ANNULI)
-def test_medians_are_those_of_sep(rng, seed, ops, levels, r_in, r_out):
-    scene, _, image, mask = sep_scene(rng, seed)
-    if levels == "coarse":
-        image = coarse(image).astype(np.float32)
-    x, y = positions_in(scene)
-    r_in, r_out = radii_of(rng, r_in, r_out, len(x))
+@pytest.mark.parametrize("radii", ANNULI)
+def test_medians_are_those_of_sep(rng, seed, ops, levels, radii):
+    image, mask, _, x, y = scene_of(rng, seed, levels)
+    r_in, r_out = radii_of(rng, *radii, len(x))
+    frame = sep_frame_of(ops, image, mask)
+    median = median_of(ops, frame, positions_of(ops, x, y), r_in, r_out)
+    np.testing.assert_array_equal(median, stats(image, mask, x, y, r_in, r_out)[2])
+
+
+def test_medians_of_large_annuli(rng, seed, ops):
+    image, mask, _, x, y = scene_of(rng, seed, n=100)
+    r_in, r_out = radii_of(rng, *LARGE, len(x))
     frame = sep_frame_of(ops, image, mask)
     median = median_of(ops, frame, positions_of(ops, x, y), r_in, r_out)
     expected = stats(image, mask, x, y, r_in, r_out)[2]
-    # Where the weights below are half of all but for rounding, large annuli take the lower value.
-    if ops.xp is not np and r_out[0] > 30:
-        tied = np.flatnonzero(~((median == expected) | (np.isnan(median) & np.isnan(expected))))
-        assert len(tied) < 0.1 * len(x)
+    if ops.xp is not np:
+        # Where the weights up to a value are half of all but for rounding, a GPU takes this one.
+        other = np.flatnonzero(np.isfinite(median) & (median != expected))
+        assert len(other) < 0.1 * len(x)
         values = np.unique(image[mask == 0])
-        between = np.searchsorted(values, expected[tied]) - np.searchsorted(values, median[tied])
+        between = np.searchsorted(values, expected[other]) - np.searchsorted(values, median[other])
         assert np.all((between > 0) & (between < 20))
-        expected[tied] = median[tied]
+        expected[other] = median[other]
     np.testing.assert_array_equal(median, expected)
 
 
-@pytest.mark.parametrize("levels", ["continuous", "coarse"])
-@pytest.mark.parametrize("clip", [(3.0, 5), (2.0, 20), (1.5, 1), (3.0, 0)])
-@pytest.mark.parametrize(("r_in", "r_out"), [*ANNULI, (40.0, 60.0)])
-def test_means_are_those_of_sep(rng, seed, ops, levels, clip, r_in, r_out):
-    scene, err, image, mask = sep_scene(rng, seed)
-    if levels == "coarse":
-        image = coarse(image).astype(np.float32)
-    x, y = positions_in(scene)
-    r_in, r_out = radii_of(rng, r_in, r_out, len(x))
+def assert_means_are_those_of_sep(ops, scene, r_in, r_out, clip):
+    """Level, error and area, the latter two from their definition."""
+    image, mask, err, x, y = scene
+    gain = 1.7
     frame = sep_frame_of(ops, image, mask, err)
-    level, error, area = means_of(
-        ops, frame, positions_of(ops, x, y), r_in, r_out, *clip, 1.7
-    )
-    expected = stats(
-        image, mask, x, y, r_in, r_out, subpix=1, clip_sigma=clip[0], clip_iters=clip[1]
-    )[4]
+    level, error, area = means_of(ops, frame, positions_of(ops, x, y), r_in, r_out, *clip, gain)
+    options = {"subpix": 1, "clip_sigma": clip[0], "clip_iters": clip[1]}
+    expected = stats(image, mask, x, y, r_in, r_out, **options)[4]
     np.testing.assert_allclose(level, expected, rtol=1e-12, atol=1e-12)
     rows, columns = np.mgrid[: image.shape[0], : image.shape[1]]
     variance = np.float32(err) ** 2
@@ -97,20 +99,32 @@ def test_means_are_those_of_sep(rng, seed, ops, levels, clip, r_in, r_out):
         d2 = (columns - x[k]) ** 2 + (rows - y[k]) ** 2
         member = (d2 > r_in[k] ** 2) & (d2 < r_out[k] ** 2) & (mask == 0)
         assert area[k] == member.sum()
-        noise = max(image[member].sum(dtype=float), 0) / 1.7
+        assert np.isnan(error[k]) == np.isnan(level[k]) == (not member.any())
+        noise = max(image[member].sum(dtype=float), 0) / gain
         noise += variance[member].sum(dtype=float) if clip[1] == 0 else 0
         if member.any():
-            tolerance = 1e-12 * np.abs(image[member]).sum(dtype=float)
-            assert abs((error[k] * area[k]) ** 2 - noise) <= tolerance + 1e-12 * noise
-        else:
-            assert np.isnan(error[k]) and np.isnan(level[k])
+            tolerance = 1e-12 * np.abs(image[member]).sum(dtype=float) + 1e-12 * noise
+            assert abs((error[k] * area[k]) ** 2 - noise) <= tolerance
+
+
+@pytest.mark.parametrize("levels", ["continuous", "coarse"])
+@pytest.mark.parametrize("clip", [(3.0, 5), (2.0, 20), (1.5, 1), (3.0, 0)])
+def test_means_are_those_of_sep(rng, seed, ops, levels, clip):
+    scene = scene_of(rng, seed, levels)
+    for radii in ANNULI:
+        assert_means_are_those_of_sep(ops, scene, *radii_of(rng, *radii, 120), clip)
+
+
+@pytest.mark.parametrize("clip", [(2.0, 5), (3.0, 0)])
+def test_means_of_large_annuli(rng, seed, ops, clip):
+    scene = scene_of(rng, seed, n=100)
+    assert_means_are_those_of_sep(ops, scene, *radii_of(rng, *LARGE, 100), clip)
 
 
 @pytest.mark.parametrize("iters", [5, 0])
 @pytest.mark.parametrize("gain", [None, 2.0])
 def test_means_are_what_sep_subtracts_from_apertures(rng, seed, ops, iters, gain):
-    scene, err, image, mask = sep_scene(rng, seed)
-    x, y = positions_in(scene)
+    image, mask, err, x, y = scene_of(rng, seed)
     frame = sep_frame_of(ops, image, mask, err)
     r_in, r_out = np.full(len(x), 5.0), np.full(len(x), 9.0)
     level, error, area = means_of(
@@ -155,9 +169,7 @@ def test_pixels_of_no_value_do_not_take_part(rng, ops):
     background[rng.integers(0, 60, 50), rng.integers(0, 70, 50)] = np.nan
     mask = rng.random(image.shape) < 0.1
     data, bad = ops.load_image(ops.to_device(image), mask)
-    frame = ops.sep_frame(
-        data, bad, ops.to_device(background), ops.to_device(np.ones_like(image))
-    )
+    frame = ops.sep_frame(data, bad, ops.to_device(background), ops.to_device(np.ones_like(image)))
     masked = sep_frame_of(ops, image, mask | np.isnan(background))
     pos = positions_of(ops, x, y)
     np.testing.assert_array_equal(
@@ -180,26 +192,22 @@ def test_far_outliers_are_clipped_without_a_trace(rng, ops):
     spoilt[rng.integers(0, 60, 40), rng.integers(0, 60, 40)] = rng.choice([-1e30, 1e30], 40)
     level, _, area = means_of(ops, sep_frame_of(ops, spoilt), pos, r_in, r_out, 3.0, 20, None)
     x, y = (ops.to_host(values) for values in (pos.x, pos.y))
-    expected = stats(
-        spoilt.astype(np.float32), None, x, y, r_in, r_out, subpix=1, clip_iters=20
-    )[4]
+    expected = stats(spoilt.astype(np.float32), None, x, y, r_in, r_out, subpix=1, clip_iters=20)[4]
     np.testing.assert_allclose(level, expected, rtol=1e-13)
-    assert np.all(np.abs(level - 1000) < 1) and np.all(area > 400)
+    assert np.all(np.abs(level - 1000) < 1)
+    assert np.all(area > 400)
 
 
 def test_results_depend_neither_on_other_rows_nor_on_chunks(rng, seed, ops, monkeypatch):
-    scene, err, image, mask = sep_scene(rng, seed)
-    x, y = positions_in(scene)
+    image, mask, err, x, y = scene_of(rng, seed)
     r_in, r_out = radii_of(rng, 5.0, 9.0, len(x))
-    r_out[::17] = 40.0
+    r_out[::40] = 40.0
     frame = sep_frame_of(ops, image, mask, err)
 
     def everything(k):
         pos = positions_of(ops, x[k], y[k])
         median = median_of(ops, frame, pos, r_in[k], r_out[k])
-        means = (
-            means_of(ops, frame, pos, r_in[k], r_out[k], 3.0, iters, 1.0) for iters in (5, 0)
-        )
+        means = (means_of(ops, frame, pos, r_in[k], r_out[k], 3.0, iters, 1.0) for iters in (5, 0))
         return np.stack([median, *(values for results in means for values in results)])
 
     together = everything(np.arange(len(x)))

@@ -60,7 +60,8 @@ def test_sums_are_those_of_sep(rng, seed, ops, subpix, gain):
         subpix=subpix,
     )  # fmt: skip
     assert_same_sums([v[valid] for v in found], expected, np.abs(image).max())
-    assert np.isnan(found[0][~valid]).all() and np.isnan(found[1][~valid]).all()
+    assert np.isnan(found[0][~valid]).all()
+    assert np.isnan(found[1][~valid]).all()
     assert not found[2][~valid].any()
 
 
@@ -69,8 +70,11 @@ def test_radius_of_nan_is_truncated(ops):
     flux, fluxerr, flag = sums_of(
         ops, sep_frame_of(ops, np.ones((12, 12))), pos, np.array([np.nan, 2.0]), None
     )
-    assert np.isnan(flux[0]) and np.isnan(fluxerr[0]) and flag[0] == SepFlag.TRUNCATED
-    assert np.isfinite(flux[1]) and flag[1] == 0
+    assert np.isnan(flux[0])
+    assert np.isnan(fluxerr[0])
+    assert flag[0] == SepFlag.TRUNCATED
+    assert np.isfinite(flux[1])
+    assert flag[1] == 0
 
 
 def test_masked_pixels_get_the_mean_of_the_others(ops):
@@ -81,7 +85,8 @@ def test_masked_pixels_get_the_mean_of_the_others(ops):
     flux, fluxerr, flag = sums_of(
         ops, frame, positions_of(ops, [20.3, 30.3, 3.0], [20.1, 30.1, 3.0]), np.full(3, 3.0), None
     )
-    assert flux[0] == pytest.approx(flux[1], rel=0.01) and flux[2] == fluxerr[2] == 0
+    assert flux[0] == pytest.approx(flux[1], rel=0.01)
+    assert flux[2] == fluxerr[2] == 0
     assert list(flag) == [SepFlag.HAS_MASKED, 0, SepFlag.HAS_MASKED | SepFlag.ALL_MASKED]
 
 
@@ -91,7 +96,8 @@ def test_noise_that_is_not_finite_spoils_only_the_error(rng, ops):
     pos = positions_of(ops, [10.0, 20.0], [10.0, 20.0])
     frame = sep_frame_of(ops, rng.normal(5, 1, (30, 30)), None, err)
     flux, fluxerr, flag = sums_of(ops, frame, pos, np.full(2, 3.0), None)
-    assert np.isfinite(flux).all() and list(np.isnan(fluxerr)) == [True, False]
+    assert np.isfinite(flux).all()
+    assert list(np.isnan(fluxerr)) == [True, False]
     assert not flag.any()
 
 
@@ -109,6 +115,9 @@ def test_rows_are_independent(rng, seed, ops):
 
 def test_no_sources(ops):
     sums = ops.sep_aperture_sums(
-        sep_frame_of(ops, np.ones((5, 5))), positions_of(ops, [], []), ops.to_device(np.ones(0)), 1.0
+        sep_frame_of(ops, np.ones((5, 5))),
+        positions_of(ops, [], []),
+        ops.to_device(np.ones(0)),
+        1.0,
     )
     assert all(getattr(sums, name).shape == (0,) for name in NAMES)

@@ -188,7 +188,5 @@ def test_size_of_chunks_does_not_matter(rng, ops, monkeypatch):
     expected = check(ops, image, None, x, y, window)
     for workspace in (1, 3_000_000):
         monkeypatch.setattr("gpuphot.cupy_backend.launch.MAX_WORKSPACE", workspace)
-        for values, reference in zip(
-            moved(ops, image, None, x, y, window), expected, strict=True
-        ):
+        for values, reference in zip(moved(ops, image, None, x, y, window), expected, strict=True):
             np.testing.assert_array_equal(values, reference)

@@ -109,7 +109,9 @@ def make_members(
         group_end=group_end,
         level=total / cupy.maximum(count, 1),
         fwhm=None if fwhm is None else fwhm[source],
-        neighbours=list_neighbours(row, column, half_row, half_column, group_begin, group_end),
+        neighbours=list_neighbours(
+            row, column, half_row, half_column, group_begin, group_end, widest=half_row
+        ),
         half=half,
         r=r,
     ), crowded

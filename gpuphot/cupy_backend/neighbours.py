@@ -144,7 +144,13 @@ class Neighbours:
 
 
 def list_neighbours(
-    row: Any, column: Any, half_row: Any, half_column: Any, group_begin: Any, group_end: Any
+    row: Any,
+    column: Any,
+    half_row: Any,
+    half_column: Any,
+    group_begin: Any,
+    group_end: Any,
+    widest: Any,
 ) -> Neighbours:
     """Neighbours of n members, which are sorted by group and, in it, by row.
 
@@ -153,13 +159,15 @@ def list_neighbours(
     row, column : (n,) int32 arrays
         Pixels of the members.
     half_row, half_column : (n,) int32 arrays
-        Half sizes of their stamps, the same in a group.
+        Half sizes of their stamps.
     group_begin, group_end : (n,) int32 arrays
         The members of each one's group.
+    widest : (n,) int32 array
+        The largest `half_row` of each one's group.
     """
     n = len(row)
     count, begin, end = (cupy.empty(n, cupy.int32) for _ in range(3))
-    members = row, column, half_row, half_column, group_begin, group_end, np.int32(n)
+    members = row, column, half_row, half_column, group_begin, group_end, widest, np.int32(n)
     offset, listed = cupy.zeros(n + 1, cupy.int64), cupy.empty(1, cupy.int32)
 
     def run(listing: bool) -> None:

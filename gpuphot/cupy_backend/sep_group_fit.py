@@ -23,7 +23,7 @@ _CLASSES = 2, 4, 8, 16, 32, MAX_FIT_GROUP
 """Members of a group. Groups of up to 2, of up to 4 and so on are fitted apart, so that small ones
 need little memory."""
 
-_MAX_CORE = 16
+_MAX_CORE = 32
 """Members of the core of a block. The others, up to `MAX_FIT_GROUP`, are those around it."""
 
 _HALO = 4
@@ -44,22 +44,14 @@ def sep_grouped_psf_fit(
     """Least-squares fits of the PSF, sources with overlapping stamps at the same time."""
     reach = _reach(frame, pos, psf, options)
     groups = link_groups(pos, reach)
-    fits = _FitsToBe(frame, pos, psf, gain, options)
+    fits = _GroupFits(frame, pos, psf, gain, options)
     is_large = groups.size > MAX_FIT_GROUP
-    fits.fit(_groups_of(pos, groups.id, (groups.size > 1) & ~is_large))
-    fits.fit_blocks(_blocks_of(pos, groups.id, is_large, reach))
-    single = replace(pos, valid=pos.valid & fits.alone)
-    return _merged(fits.alone, sep_psf_fit(frame, single, psf, gain, options), fits.results)
-
-
-def _merged(chosen: Any, ones: PSFFits, others: PSFFits) -> PSFFits:
-    """The results of `ones` where chosen, else those of others."""
-    return PSFFits(
-        *(
-            cupy.where(chosen, getattr(ones, each.name), getattr(others, each.name))
-            for each in fields(PSFFits)
-        )
-    )
+    is_small = (groups.size > 1) & ~is_large
+    if bool(is_small.any()):
+        fits.fit_groups(_groups_of(pos, groups.id, is_small))
+    if bool(is_large.any()):
+        fits.fit_blocks(_blocks_of(pos, groups.id, is_large, reach))
+    return fits.with_single_sources()
 
 
 def _reach(frame: Frame, pos: Positions, psf: PSFModel, options: FitOptions) -> Any:
@@ -131,7 +123,7 @@ def _blocks_of(pos: Positions, group: Any, wanted: Any, reach: Any) -> _Systems:
     n_cores = len(core_begin) - 1
     count = cupy.empty(n_cores, cupy.int32)
     members = cupy.zeros((n_cores, MAX_FIT_GROUP), cupy.int32)
-    halo = _HALO * (float(cupy.where(wanted, reach, 0).max()) if n_cores else 0.0)
+    halo = _HALO * float(reach[rows].max())
     launch(
         "sep_list_blocks",
         blocks(n_cores, _WARPS),
@@ -143,8 +135,7 @@ def _blocks_of(pos: Positions, group: Any, wanted: Any, reach: Any) -> _Systems:
     home = cupy.full(len(pos), -1, cupy.int32)
     home[rows] = core
     begin = MAX_FIT_GROUP * cupy.arange(n_cores, dtype=cupy.int32)
-    listed = rows[members.ravel()] if n_cores else rows
-    return _Systems(listed.astype(cupy.int32), begin, count, home)
+    return _Systems(rows[members.ravel()].astype(cupy.int32), begin, count, home)
 
 
 def _cores(x: Any, y: Any, group: Any) -> tuple[Any, Any, Any, Any]:
@@ -174,15 +165,8 @@ def _cores(x: Any, y: Any, group: Any) -> tuple[Any, Any, Any, Any]:
     return order.astype(cupy.int32), core, core_begin.astype(cupy.int32), side
 
 
-class _FitsToBe:
-    """Results that groups of sources get, one set of groups after the other.
-
-    Attributes
-    ----------
-    results : PSFFits
-    alone : (N,) bool array
-        Sources that have to be fitted on their own.
-    """
+class _GroupFits:
+    """What fits of groups find, one set of groups after the other."""
 
     def __init__(
         self, frame: Frame, pos: Positions, psf: PSFModel, gain: float | None, options: FitOptions
@@ -192,35 +176,39 @@ class _FitsToBe:
         self._gain, self._options = gain, options
         flux, fluxerr, x, y, chi2 = (cupy.full(n, cupy.nan) for _ in range(5))
         flag, n_iter = (cupy.zeros(n, cupy.int64) for _ in range(2))
-        self.results = PSFFits(flux, fluxerr, x, y, flag, chi2, n_iter)
-        self.alone = cupy.ones(n, cupy.bool_)
+        self._results = PSFFits(flux, fluxerr, x, y, flag, chi2, n_iter)
+        self._alone = cupy.ones(n, cupy.bool_)
 
-    def fit(self, systems: _Systems) -> None:
-        """Fit groups that have no light of others on them."""
-        n = len(self._pos)
-        in_system = systems.home >= 0
-        self.alone &= ~in_system
-        start = self._pos.x, self._pos.y, cupy.zeros(n)
-        self._launch(systems, start, None)
+    def fit_groups(self, groups: _Systems) -> None:
+        """Fit groups, each at once."""
+        self._alone &= groups.home < 0
+        self._fit(groups, (self._pos.x, self._pos.y, cupy.zeros(len(self._pos))), None)
 
-    def fit_blocks(self, systems: _Systems) -> None:
+    def fit_blocks(self, groups: _Systems) -> None:
         """Fit blocks in rounds, each given the light of all other members from the one before."""
-        in_block = systems.home >= 0
-        if not bool(in_block.any()):
-            return
-        self.alone &= ~in_block
-        members = replace(self._pos, valid=in_block)
-        options = replace(self._options, fit_positions=False)
-        flux = sep_psf_fit(self._frame, members, self._psf, self._gain, options).flux
-        x, y, flux = self._pos.x, self._pos.y, cupy.where(flux > 0, flux, 0)
+        is_member = groups.home >= 0
+        self._alone &= ~is_member
+        members = replace(self._pos, valid=is_member)
+        flux_only = replace(self._options, fit_positions=False)
+        flux = sep_psf_fit(self._frame, members, self._psf, self._gain, flux_only).flux
+        found = self._pos.x, self._pos.y, cupy.where(flux > 0, flux, 0)
         for _ in range(_ROUNDS):
-            self._launch(systems, (x, y, flux), self._light(cupy.flatnonzero(in_block), x, y, flux))
-            fitted = in_block & ~self.alone
-            found = self.results.x, self.results.y, self.results.flux
-            x, y, flux = (
-                cupy.where(fitted, new, old)
-                for new, old in zip(found, (x, y, flux), strict=True)
+            self._fit(groups, found, self._light(cupy.flatnonzero(is_member), *found))
+            fitted = is_member & ~self._alone
+            results = self._results.x, self._results.y, self._results.flux
+            found = tuple(
+                cupy.where(fitted, new, old) for new, old in zip(results, found, strict=True)
             )
+
+    def with_single_sources(self) -> PSFFits:
+        """The results, those of all other sources from fits of their own."""
+        pos = replace(self._pos, valid=self._pos.valid & self._alone)
+        single = sep_psf_fit(self._frame, pos, self._psf, self._gain, self._options)
+        columns = (
+            cupy.where(self._alone, getattr(single, each.name), getattr(self._results, each.name))
+            for each in fields(PSFFits)
+        )
+        return PSFFits(*columns)
 
     def _light(self, rows: Any, x: Any, y: Any, flux: Any) -> Any:
         """Planes of the light of some sources."""
@@ -230,8 +218,8 @@ class _FitsToBe:
             _add_stars(light[plane], self._psf, x[of_plane], y[of_plane], flux[of_plane])
         return light
 
-    def _launch(self, systems: _Systems, start: tuple[Any, Any, Any], light: Any | None) -> None:
-        """Fit systems from positions and fluxes, given the light of all members or None."""
+    def _fit(self, systems: _Systems, start: tuple[Any, Any, Any], light: Any | None) -> None:
+        """Fit systems from positions and fluxes on; `light` is that of all members, of blocks."""
         frame, pos, psf, options = self._frame, self._pos, self._psf, self._options
         of_image = (
             frame.data, frame.err, frame.bad, pos.x if light is None else light,
@@ -253,8 +241,8 @@ class _FitsToBe:
                     *psf_arguments(psf), *of_image, *of_fit, numbers, np.int32(len(numbers)),
                     np.int32(max_count), *systems.arguments, pos.x, pos.y, pos.frame, *start,
                     workspace, np.int64(n_doubles),
-                    *(getattr(self.results, each.name) for each in fields(PSFFits)),
-                    as_bytes(self.alone),
+                    *(getattr(self._results, each.name) for each in fields(PSFFits)),
+                    as_bytes(self._alone),
                 ),
             )  # fmt: skip
 
@@ -288,7 +276,7 @@ def _add_stars(image: Any, psf: PSFModel, x: Any, y: Any, flux: Any) -> None:
 
 def _by_class(count: Any) -> list[tuple[int, Any]]:
     """The numbers of the systems of each class, and how many members they have at most."""
-    of_class = cupy.searchsorted(cupy.asarray(_CLASSES), count)
+    of_class = cupy.searchsorted(cupy.asarray(_CLASSES, cupy.int32), count)
     order = cupy.argsort(of_class).astype(cupy.int32)
     ends = cupy.searchsorted(of_class[order], cupy.arange(len(_CLASSES)), side="right")
     stops = cupy.asnumpy(ends).tolist()

@@ -68,6 +68,10 @@ class CircleSums:
     undefined: Any
     flag: Any
 
+    def take(self, i: Any) -> CircleSums:
+        """Those of some sources."""
+        return CircleSums(**{name: values[i] for name, values in vars(self).items()})
+
     def _over_power(self, values: Any) -> Any:
         return values / cupy.where(self.power == 0, cupy.inf, self.power)
 

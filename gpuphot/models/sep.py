@@ -20,6 +20,10 @@ FWHM_PER_SIGMA = 2.354820045
 MAX_EXACT_GROUP = 32
 """Members of the largest group whose optimal sums SEP solves exactly."""
 
+HALO = 10
+"""Typical FWHM, so many of them, from a part of a large group to the farthest members that are
+solved for together with it."""
+
 MAX_FIT_GROUP = 64
 """Members of the largest group whose PSFs SEP fits all at the same time."""
 

@@ -7,7 +7,6 @@ operations, so that maps agree with SEP's to the last bit.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +36,9 @@ def smooth_mesh(cells: NDArray[np.float32]) -> NDArray[np.float32]:
     smooth[:, :, edges] = median_filter(filled[:, :, edges], (1, 3, 1))
     corners = np.s_[:, [[0], [-1]], edges]
     smooth[corners] = filled[corners]
-    return smooth
+    with np.errstate(invalid="ignore"):
+        changed = np.abs(smooth[0] - filled[0]) >= 0  # not where infinite levels remain so
+    return np.where(changed, smooth, filled)
 
 
 def _fill_bad_cells(cells: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -52,27 +53,32 @@ def _fill_bad_cells(cells: NDArray[np.float32]) -> NDArray[np.float32]:
     position = np.argwhere(bad)
     nearest = distance_transform_edt(bad, return_distances=False, return_indices=True)
     distance2 = ((nearest[:, bad].T - position) ** 2).sum(axis=1)
-    for value in np.unique(distance2):
-        row, column = position[distance2 == value].T
-        total, count = np.zeros((2, len(row)), np.float32), np.zeros(len(row), np.float32)
-        for row_step, column_step in _steps(int(value)):
-            y, x = row + row_step, column + column_step
-            inside = (y >= 0) & (y < bad.shape[0]) & (x >= 0) & (x < bad.shape[1])
-            # Who would leave the mesh stays, and the own cell is not good.
-            y, x = np.where(inside, y, row), np.where(inside, x, column)
-            good = ~bad[y, x]
-            total += np.where(good, cells[:, y, x], np.float32(0))
-            count += good
-        filled[:, row, column] = total / count
+    steps, length2 = _steps(math.isqrt(distance2.max()))
+    first, last = (np.searchsorted(length2, distance2, side) for side in ("left", "right"))
+    total, count = np.zeros((2, len(position)), np.float32), np.zeros(len(position), np.float32)
+    # Of those at that distance, one after the other, as float32 sums depend on the order.
+    for k in range((last - first).max()):
+        some = np.flatnonzero(first + k < last)
+        cell = position[some] + steps[first[some] + k]
+        outside = ((cell < 0) | (cell >= bad.shape)).any(axis=1)
+        cell[outside] = position[some[outside]]  # which is not good
+        y, x = cell.T
+        good = ~bad[y, x]
+        total[:, some] += np.where(good, cells[:, y, x], np.float32(0))
+        count[some] += good
+    filled[:, bad] = total / count
     return filled
 
 
-def _steps(distance2: int) -> Iterator[tuple[int, int]]:
-    """All steps (in y, in x) on the grid of that squared length, in the order of the rows."""
-    for row in range(-math.isqrt(distance2), math.isqrt(distance2) + 1):
-        column = math.isqrt(distance2 - row**2)
-        if row**2 + column**2 == distance2:
-            yield from [(row, -column), (row, column)][column == 0 :]
+def _steps(reach: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Steps (in y, in x) on a grid and their squared lengths; the shortest ones come first.
+
+    Those of the same length are in the order of the rows.
+    """
+    steps = np.mgrid[-reach : reach + 1, -reach : reach + 1].reshape(2, -1).T
+    length2 = (steps**2).sum(axis=1)
+    order = np.argsort(length2, kind="stable")
+    return steps[order], length2[order]
 
 
 def spline_factors(n: int) -> NDArray[np.float32]:

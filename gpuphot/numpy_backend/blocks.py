@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg.lapack import dpotrf, dpotrs
 from scipy.sparse import coo_array, csr_array
 
 from gpuphot.models.groups import (
@@ -141,7 +142,7 @@ class NormalEquations:
     i, j : (n_pairs,) integer arrays
         Members whose stamps overlap, i < j.
     products, noise_products : (n_pairs,) float64 arrays
-        Sums of P_i P_j, and of P_i P_j V.
+        Sums of P_i P_j, and of P_i P_j V; one array for both saves time if all are the same.
     power, noise, rhs, light, light_noise : (M,) float64 arrays
         Sums of P P, P P V, P D, P and P V.
     own_area, own_data, own_noise : (M,) float64 arrays
@@ -209,7 +210,9 @@ def solve_groups(
     GroupSolution
     """
     normal = _symmetric(equations, equations.products, equations.power)
-    noise = _symmetric(equations, equations.noise_products, equations.noise)
+    noise = normal
+    if equations.noise_products is not equations.products:
+        noise = _symmetric(equations, equations.noise_products, equations.noise)
     variance, inflation = np.zeros(len(x)), np.full(len(x), np.inf)
     systems = []
     for members, n_core in _systems(equations.group, x, y, np.broadcast_to(halo, len(x))):
@@ -303,13 +306,32 @@ def _invert(
     scale = np.zeros(diagonal.shape)
     np.divide(1, np.sqrt(diagonal), out=scale, where=diagonal > 0)
     matrix *= scale[:, :, None] * scale[:, None, :]
-    factor = inverse_factor(matrix)
-    inflation = np.square(factor[:, :, :n_core]).sum(axis=1)
-    factor = np.where(is_dependent(factor)[:, :, None], 0, factor)
-    inverse = factor[:, :, :n_core].swapaxes(1, 2) @ factor
-    inverse *= scale[:, :n_core, None] * scale[:, None, :]
+    # A block is alone; how systems that come in batches are inverted may not depend on company.
+    rows = _rows_of_inverse(matrix[0], n_core) if n_core < matrix.shape[1] else None
+    if rows is None:
+        factor = inverse_factor(matrix)
+        inflation = np.square(factor[:, :, :n_core]).sum(axis=1)
+        factor = np.where(is_dependent(factor)[:, :, None], 0, factor)
+        inverse = factor[:, :, :n_core].swapaxes(1, 2) @ factor
+    else:
+        inflation, inverse = rows.diagonal()[None], rows[None]
+    inverse = inverse * (scale[:, :n_core, None] * scale[:, None, :])
+    if noise is normal:
+        return inverse, inverse.diagonal(axis1=1, axis2=2), inflation
     spread = inverse @ noise_matrix
     return inverse, _last_axis_sums(spread, inverse), inflation
+
+
+def _rows_of_inverse(matrix: NDArray[np.float64], n_rows: int) -> NDArray[np.float64] | None:
+    """The first rows of the inverse of a matrix with unit diagonal; None if rows depend on others.
+
+    Much faster than the factor of the whole inverse.
+    """
+    factor, failed = dpotrf(matrix.T, lower=True, clean=False)
+    if failed or np.square(factor.diagonal()).min() * MAX_INFLATION < 1:
+        return None
+    columns, _ = dpotrs(factor, np.eye(len(matrix), n_rows), lower=True)
+    return np.ascontiguousarray(columns.T)
 
 
 def _dense(members: NDArray[np.intp], *sparse: csr_array) -> list[NDArray[np.float64]]:

@@ -29,6 +29,9 @@ SUBPIX = 5
 STD_PER_MAD = 1.4826
 """SEP's standard deviation of pixels with a median absolute deviation of 1."""
 
+EVERY = 8
+"""Every so many pixels tell where about the median is."""
+
 WHOLE = SUBPIX**2 + 1
 """Stands for the count of a pixel that is not sampled."""
 
@@ -36,6 +39,7 @@ WHOLE = SUBPIX**2 + 1
 _WEIGHT = np.append(np.cumsum(np.append(0, np.full(SUBPIX**2, (1 / SUBPIX) ** 2))), 1.0)
 _COUNT_BITS = 5
 _INDEX_BITS = 32 - _COUNT_BITS
+_COUNT_MASK = (1 << _COUNT_BITS) - 1
 _LAST = np.int64((1 << 63) - (1 << _COUNT_BITS))
 
 
@@ -131,7 +135,7 @@ def _sample_counts(annuli: _Annuli) -> NDArray[np.uint8]:
     d2, r_in, r_out = annuli.d2, annuli.r_in, annuli.r_out
     visited = (d2 > _surely_inside2(r_in)) & (d2 < (r_out + MARGIN) ** 2)
     sampled = (d2 > _surely_inside2(r_out)) | (d2 < (r_in + MARGIN) ** 2)
-    counts = (visited & ~sampled).view(np.uint8) * np.uint8(WHOLE)
+    counts = np.where(visited & ~sampled, np.uint8(WHOLE), np.uint8(0))
     edge = np.flatnonzero(visited & sampled)
     samples_x, samples_y = (_squared_samples(offset) for offset in (annuli.dx, annuli.dy))
     inner, outer = r_in**2, r_out**2
@@ -142,8 +146,9 @@ def _sample_counts(annuli: _Annuli) -> NDArray[np.uint8]:
         y2 = samples_y.take(annuli.row[pixel] * n + source, axis=1)
         r2 = x2 + y2[:, None]
         inside = (r2 > inner[source]) & (r2 < outer[source])
-        inside = inside.view(np.uint8).reshape(SUBPIX**2, -1)
-        counts.ravel()[edge[part]] = np.add.reduce(inside, axis=0, dtype=np.uint8)
+        counts.ravel()[edge[part]] = np.add.reduce(
+            inside.reshape(SUBPIX**2, -1), axis=0, dtype=np.uint8
+        )
     return counts
 
 
@@ -163,30 +168,80 @@ def _squared_samples(offset: NDArray[np.float64]) -> NDArray[np.float64]:
 def _weighted_medians(
     values: NDArray[np.float32], counts: NDArray[np.uint8]
 ) -> NDArray[np.float64]:
-    """Weighted medians (n,) of values (T, n), in the order in which SEP adds the weights up."""
-    with np.errstate(invalid="ignore"):
-        half = 0.5 * np.cumsum(_WEIGHT.take(counts), axis=0)[-1]
-    keys = np.ascontiguousarray(_keys(values, counts).T)
+    """Weighted medians (n,) of values (T, n)."""
+    level, found = _medians_of_the_middle(values, counts)
+    others = np.flatnonzero(~found)
+    level[others] = _medians_of_all(values[:, others], counts[:, others])
+    return level
+
+
+def _medians_of_the_middle(
+    values: NDArray[np.float32], counts: NDArray[np.uint8]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Weighted medians for which only values in the middle are sorted, and where they are found.
+
+    Weights are integers here. Where one half of them lies below and one above, it is the rounding
+    of SEP's sums that decides, so that nothing is found.
+    """
+    n_pixels, n = values.shape
+    weight = np.minimum(counts, np.uint8(SUBPIX**2))
+    total = np.add.reduce(weight, axis=0, dtype=np.int64)
+    low, high = _middle_of_some(values[::EVERY], counts[::EVERY])
+    below = np.add.reduce(weight * (values < low), axis=0, dtype=np.int64)
+    inside = (values >= low) & (values <= high) & (counts > 0)
+    source, pixel = np.divmod(np.flatnonzero(np.ascontiguousarray(inside.T)), n_pixels)
+    n_inside = np.bincount(source, minlength=n)
+    keys = np.full((n, n_inside.max(initial=0) + 1), _LAST)
+    place = np.arange(len(source)) - (np.cumsum(n_inside) - n_inside)[source]
+    index = pixel * n + source
+    keys[source, place] = _keys(values.ravel()[index], pixel, counts.ravel()[index])
     keys.sort(axis=1)
-    weight = _WEIGHT.take(keys & ((1 << _COUNT_BITS) - 1))
+    reached = below[:, None] + np.cumsum(np.minimum(keys & _COUNT_MASK, SUBPIX**2), axis=1)
+    n_below = np.count_nonzero(2 * reached < total[:, None], axis=1)
+    rows, middle = np.arange(n), np.minimum(n_below, keys.shape[1] - 1)
+    found = (2 * below < total) & (2 * reached[rows, middle] > total)
+    return _values_of(keys[rows, middle]), found
+
+
+def _middle_of_some(
+    values: NDArray[np.float32], counts: NDArray[np.uint8]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Bounds around the middle of samples (T, n), which hold most likely that of more pixels."""
+    ordered = np.ascontiguousarray(np.where(counts > 0, values, np.float32(np.inf)).T)
+    ordered.sort(axis=1)
+    n = np.count_nonzero(counts, axis=0)
+    rows, margin = np.arange(len(n)), np.ceil(1.5 * np.sqrt(n)).astype(np.intp)
+    first, last = np.maximum(n // 2 - margin, 0), np.minimum(n // 2 + margin, np.maximum(n - 1, 0))
+    return ordered[rows, first], ordered[rows, last]
+
+
+def _medians_of_all(
+    values: NDArray[np.float32], counts: NDArray[np.uint8]
+) -> NDArray[np.float64]:
+    """Weighted medians (n,) of values (T, n), in the order in which SEP adds the weights up."""
+    half = 0.5 * np.cumsum(_WEIGHT.take(counts), axis=0)[-1]
+    keys = np.ascontiguousarray(_keys(values, np.arange(len(values))[:, None], counts).T)
+    keys.sort(axis=1)
+    weight = _WEIGHT.take(keys & _COUNT_MASK)
     n_below = np.count_nonzero(np.cumsum(weight, axis=1, out=weight) < half[:, None], axis=1)
     n = np.count_nonzero(counts, axis=0)
     middle = keys[np.arange(len(keys)), np.clip(n_below, 0, np.maximum(n - 1, 0))]
     return np.where(n > 0, _values_of(middle), np.nan)
 
 
-def _keys(values: NDArray[np.float32], counts: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Integers that sort as the values do, equal ones as they come; those of count 0 last.
+def _keys(
+    values: NDArray[np.float32], index: NDArray[np.intp], counts: NDArray[np.uint8]
+) -> NDArray[np.int64]:
+    """Integers that sort as the values do, and by the index if these are equal.
 
-    The lowest bits are the count. (In an annulus of more than 2**27 pixels the order of equal
-    values is another one than SEP's.)
+    Their lowest bits are the count; those of count 0 come last. (In an annulus of more than 2**27
+    pixels the order of equal values is another one than SEP's.)
     """
     bits = (values + np.float32(0)).view(np.int32)  # there is only one zero
     bits ^= (bits >> 31) & np.int32(0x7FFFFFFF)
-    index = np.arange(len(values)) & ((1 << _INDEX_BITS) - 1)
     keys = bits.astype(np.int64)
     keys <<= 32
-    keys |= (index << _COUNT_BITS)[:, None]
+    keys |= (index & ((1 << _INDEX_BITS) - 1)) << _COUNT_BITS
     keys |= counts
     np.copyto(keys, _LAST, where=counts == 0)
     return keys
@@ -363,9 +418,7 @@ def _annuli(
 ) -> Iterator[_Annuli]:
     """The annuli that reach the image, in chunks of the same template."""
     rows = pos.order[_reaches_image(frame, pos, r_in, r_out)[pos.order]]
-    sizes, size = np.unique(
-        np.floor(r_in[rows]) + 1j * np.ceil(r_out[rows]), return_inverse=True
-    )
+    sizes, size = np.unique(np.floor(r_in[rows]) + 1j * np.ceil(r_out[rows]), return_inverse=True)
     any_bad = bool((frame.bad & Bad.UNUSABLE).any())
     for k, radii in enumerate(sizes):
         template = _make_template(frame.shape, radii.real, radii.imag)

@@ -15,7 +15,7 @@ from scipy.special import erf
 
 from gpuphot.models.frame import Bad, Frame, Groups, Positions
 from gpuphot.models.groups import CORE
-from gpuphot.models.sep import FWHM_PER_SIGMA, MAX_EXACT_GROUP, AnnulusMeans, SepSums
+from gpuphot.models.sep import FWHM_PER_SIGMA, HALO, MAX_EXACT_GROUP, AnnulusMeans, SepSums
 
 from .blocks import GroupSolution, NormalEquations, solve_groups
 from .chunks import ranges
@@ -261,8 +261,8 @@ def _solve(
         rhs=flux * power, light=nothing, light_noise=nothing, own_area=nothing, own_data=nothing,
         own_noise=nothing, group=members.group, has_constant=nothing > 0,
     )  # fmt: skip
-    typical = group_median(Groups(members.group + 1, members.size), members.r)
-    halo = np.maximum(3 * (np.ceil(typical) + 1), CORE)
+    groups = Groups(members.group + 1, members.size)
+    halo = np.maximum(HALO * group_median(groups, members.fwhm), CORE)
     return solve_groups(equations, members.x, members.y, halo)
 
 

@@ -34,9 +34,7 @@ def sep_background(
     """
     import sep_x
 
-    with np.errstate(over="ignore"):
-        pixels = data.astype(np.float32)
     # SEP's sizes are C integers; cells larger than the image give the same.
     cell_height, cell_width = cell_shape(data.shape, bg_size)
-    mesh = sep_x.Background(pixels, mask=bad, bw=cell_width, bh=cell_height)
-    return mesh.back(), mesh.rms()
+    mesh = sep_x.Background(data, mask=bad, bw=cell_width, bh=cell_height)
+    return mesh.back(dtype=np.float32), mesh.rms(dtype=np.float32)

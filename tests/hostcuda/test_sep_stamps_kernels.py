@@ -1,4 +1,4 @@
-"""The kernels of SEP's stamps and windowed centroids, in any order of threads and with every tool."""
+"""The kernels of SEP's stamps and windowed centroids, in any order of threads, by every tool."""
 
 from __future__ import annotations
 

@@ -137,26 +137,27 @@ extern "C" __global__ void __launch_bounds__(256, 8) flatten_links(const int* pa
 //
 // Members are sorted by group and, in it, by their rows.
 // row, column, half_row, half_column: (n), the pixel of each member and the half sizes of its stamp
-// group_begin, group_end: (n), the members of each one's group
+// group_begin, group_end: (n), the members of each one's group; widest: (n), largest half_row in it
 // listing: 0 to count only; offset: (n), where the list of each member begins
 // count: (n); begin, end: (n), members that may be in the list; list: (total)
 extern "C" __global__ void __launch_bounds__(128, 8) list_neighbours(
     const int* row, const int* column, const int* half_row, const int* half_column,
-    const int* group_begin, const int* group_end, int n, int listing, const long long* offset, int* count,
-    int* begin, int* end, int* list) {
+    const int* group_begin, const int* group_end, const int* widest, int n, int listing,
+    const long long* offset, int* count, int* begin, int* end, int* list) {
     const int lane = threadIdx.x & 31;
     const long long warp = (long long)blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5);
     if (warp >= n) return;  // whole warps leave together
-    const int member = (int)warp, reach_row = 2 * half_row[member];
-    const int reach_column = 2 * half_column[member];
+    const int member = (int)warp, reach_row = 2 * widest[member];
     const int from = lower_bound(row, group_begin[member], group_end[member],
                                  row[member] - reach_row);
     const int to = lower_bound(row, from, group_end[member], row[member] + reach_row + 1);
     int n_found = 0;
     for (int base = from; base < to; base += 32) {
         const int other = base + lane;
-        const bool overlaps = other < to && other != member &&
-                              abs(column[other] - column[member]) <= reach_column;
+        const bool overlaps =
+            other < to && other != member &&
+            abs(row[other] - row[member]) <= half_row[other] + half_row[member] &&
+            abs(column[other] - column[member]) <= half_column[other] + half_column[member];
         const unsigned found = __ballot_sync(FULL_WARP, overlaps);
         if (overlaps && listing)
             list[offset[member] + n_found + __popc(found & ((1u << lane) - 1))] = other;

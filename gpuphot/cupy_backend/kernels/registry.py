@@ -61,9 +61,6 @@ _ALL = (
     Kernel("link_cells", "neighbours.cu", block=128, max_registers=96),
     Kernel("flatten_links", "neighbours.cu", block=256, max_registers=32),
     Kernel("list_neighbours", "neighbours.cu", block=128, max_registers=64),
-    Kernel(
-        "sep_optimal_sums", "sep_optimal.cu", block=128, max_registers=96, max_shared=24 * 1024
-    ),
     Kernel("optimal_sums", "optimal.cu", block=128, max_registers=96),
     Kernel("member_sums", "group_fit.cu", block=128, max_registers=96),
     Kernel("pair_products", "group_fit.cu", block=128, max_registers=96),
@@ -75,10 +72,21 @@ _ALL = (
     Kernel("add_inverse_product", "blocks.cu", block=128, max_registers=64),
     Kernel("aperture_sums", "aperture.cu", block=128, max_registers=96, max_shared=46 * 1024),
     Kernel("sep_psf_stamps", "sep_stamps.cu", block=128, max_registers=64, max_shared=46 * 1024),
-    Kernel("sep_reach", "sep_group_fit.cu", block=128, max_registers=64, max_shared=46 * 1024),
-    Kernel("sep_list_blocks", "sep_group_fit.cu", block=128, max_registers=64),
+    Kernel("sep_reach", "sep_group_links.cu", block=128, max_registers=64, max_shared=46 * 1024),
+    Kernel("sep_list_blocks", "sep_group_links.cu", block=128, max_registers=64),
     Kernel("sep_fit_groups", "sep_group_fit.cu", block=128, max_registers=168),
     Kernel("sep_fit_sources", "sep_fit.cu", block=128, max_registers=128, max_shared=46 * 1024),
+    Kernel(
+        "sep_optimal_sums", "sep_optimal.cu", block=128, max_registers=96, max_shared=24 * 1024
+    ),
+    Kernel(
+        "sep_member_stamps",
+        "sep_group_optimal.cu",
+        block=128,
+        max_registers=96,
+        max_shared=24 * 1024,
+    ),
+    Kernel("sep_pair_products", "sep_group_optimal.cu", block=128, max_registers=64),
     Kernel("sep_winpos", "sep_winpos.cu", block=128, max_registers=128),
     Kernel("sep_psf_winpos", "sep_winpos.cu", block=128, max_registers=112, max_shared=46 * 1024),
     Kernel("sep_cell_levels", "sep_mesh.cu", block=128, max_registers=64),
@@ -87,7 +95,7 @@ _ALL = (
     Kernel("sep_mesh_maps", "sep_mesh.cu", block=256, max_registers=48),
     Kernel("sep_aperture_sums", "sep_aperture.cu", block=128, max_registers=96),
     Kernel("sep_annulus_median", "sep_annulus.cu", block=128, max_registers=96, max_shared=2**15),
-    Kernel("sep_annulus_median_streaming", "sep_annulus.cu", block=128, max_registers=96),
+    Kernel("sep_annulus_median_streaming", "sep_annulus.cu", block=128, max_registers=128),
     Kernel("sep_annulus_means", "sep_annulus.cu", block=128, max_registers=96, max_shared=2**15),
     Kernel("sep_annulus_means_streaming", "sep_annulus.cu", block=128, max_registers=128),
 )

@@ -6,7 +6,7 @@
 // fit_positions it is one of fluxes.
 // n_work: doubles of scratch of a block, in shared memory or, without in_shared, in `workspace`
 // flux, fluxerr, x_fit, y_fit, chi2, flag, n_iter: (n), written from `begin` on
-extern "C" __global__ void __launch_bounds__(128, 8) sep_fit_sources(
+extern "C" __global__ void __launch_bounds__(128, 4) sep_fit_sources(
     const float* data, const float* err, const unsigned char* bad, int height, int width,
     double gain, const double* x, const double* y, const int* frame, const unsigned char* valid,
     const float* planes, int n_planes, int plane_rows, int plane_columns, int degree, float step,
@@ -15,7 +15,7 @@ extern "C" __global__ void __launch_bounds__(128, 8) sep_fit_sources(
     double* workspace, int n_work, int in_shared, int fit_positions, double* flux, double* fluxerr,
     double* x_fit, double* y_fit, double* chi2, long long* flag, long long* n_iter) {
     extern __shared__ double shared[];
-    __shared__ double sums[SEP_SUMS * 4];
+    __shared__ double sums[SEP_NORMAL * 6];
     const int source = begin + blockIdx.x;
     SepFit fit = {NAN, NAN, NAN, NAN, NAN, 0, 0};
     if (valid[source]) {  // the same for the whole block

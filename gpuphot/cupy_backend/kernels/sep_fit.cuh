@@ -7,7 +7,7 @@
 //   const SepWork work = sep_work(psf, sums, memory);
 //   sep_norm_stamp(...)         work.stamp: a stamp divided by its sum in single precision
 //   sep_fit_position(...)       position and flux of a source on its own; thread 0 gets them
-//   sep_fit_flux(...)           its flux where it is said to be; thread 0 gets it
+//   sep_fit_flux(...)           its flux where it is said to be
 #pragma once
 #include "sep_stamps.cuh"
 
@@ -71,12 +71,23 @@ struct SepRules {
     }
 };
 
-// Most sums that are made at the same time.
-#define SEP_SUMS 9
+// Of the parameters of a fit: the flux, and the flux times the shifts along x and y.
+struct SepVector {
+    double flux, x, y;
+};
+
+__device__ inline double sep_dot(const SepVector& a, const SepVector& b) {
+    return a.flux * b.flux + a.x * b.x + a.y * b.y;
+}
+
+// Elements of the normal equations of a source.
+#define SEP_NORMAL 9
 
 // Scratch of a block.
 struct SepWork {
-    double* sums;      // shared, SEP_SUMS for each warp
+    double* sums;      // shared, SEP_NORMAL for each warp
+    double* normal;    // shared, the normal equations
+    SepVector* axes;   // shared, 3 orthogonal directions
     double* weight;    // of the pixels of a stamp; negative at its border
     float* value;      // of these pixels
     float* combined;   // for sep_stamp
@@ -84,31 +95,22 @@ struct SepWork {
     float* stamp;      // (rows, columns)
 };
 
-// memory: shared or global, doubles for the weights and then floats for everything else
+// sums: shared, SEP_NORMAL for each warp and twice as many more; memory: shared or global, doubles for
+// the weights and then floats for everything else
 __device__ inline SepWork sep_work(const SepPSF& psf, double* sums, double* memory) {
     const int size = psf.rows * psf.columns;
+    double* normal = sums + (blockDim.x >> 5) * SEP_NORMAL;
     float* value = (float*)(memory + size);
     float* combined = value + size;
     float* resampled = combined + psf.height * psf.width;
-    return {sums, memory, value, combined, resampled, resampled + psf.height * psf.columns};
-}
-
-// Sums of N values each over a block; thread 0 gets them. partial: shared, N doubles for each warp
-template <int N>
-__device__ inline void sep_block_sums(double (&values)[N], double* partial) {
-    __syncthreads();  // what is there has been read
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-        const double of_warp = warp_sum(values[i]);
-        if ((threadIdx.x & 31) == 0) partial[(threadIdx.x >> 5) * N + i] = of_warp;
-    }
-    __syncthreads();
-    if (threadIdx.x > 0) return;
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-        values[i] = 0;
-        for (int warp = 0; warp < (int)(blockDim.x >> 5); ++warp) values[i] += partial[warp * N + i];
-    }
+    return {sums,
+            normal,
+            (SepVector*)(normal + SEP_NORMAL),
+            memory,
+            value,
+            combined,
+            resampled,
+            resampled + psf.height * psf.columns};
 }
 
 // The flags of a source, from those that each thread of a block has raised.
@@ -169,15 +171,6 @@ __device__ inline double sep_weighted(const SepWork& work, int k) {
     return work.value[k] * fabs(work.weight[k]);
 }
 
-// Of the parameters of a fit: the flux, and the flux times the shifts along x and y.
-struct SepVector {
-    double flux, x, y;
-};
-
-__device__ inline double sep_dot(const SepVector& a, const SepVector& b) {
-    return a.flux * b.flux + a.x * b.x + a.y * b.y;
-}
-
 // Weighted derivatives of the model of a pixel; 0 at the border of the stamp.
 __device__ inline SepVector sep_derivatives(const SepPSF& psf, const SepWork& work, int k) {
     const double weight = work.weight[k];
@@ -193,9 +186,9 @@ struct SepEquations {
     SepVector right;
 };
 
-// The normal equations of a source on its own; thread 0 gets them.
-__device__ inline SepEquations sep_equations(const SepPSF& psf, const SepWork& work) {
-    double sums[SEP_SUMS] = {0, 0, 0, 0, 0, 0, 0, 0, 0};
+// Makes the normal equations of a source on its own.
+__device__ inline void sep_make_equations(const SepPSF& psf, const SepWork& work) {
+    double sums[SEP_NORMAL] = {0, 0, 0, 0, 0, 0, 0, 0, 0};
     for (int k = threadIdx.x; k < psf.rows * psf.columns; k += blockDim.x) {
         const SepVector a = sep_derivatives(psf, work, k);
         const double datum = sep_weighted(work, k);
@@ -209,8 +202,31 @@ __device__ inline SepEquations sep_equations(const SepPSF& psf, const SepWork& w
         sums[7] += a.x * datum;
         sums[8] += a.y * datum;
     }
-    sep_block_sums(sums, work.sums);
-    return {sums[0], sums[1], sums[2], sums[3], sums[4], sums[5], {sums[6], sums[7], sums[8]}};
+#pragma unroll
+    for (int i = 0; i < SEP_NORMAL; ++i) {
+        const double of_warp = warp_sum(sums[i]);
+        if ((threadIdx.x & 31) == 0) work.sums[(threadIdx.x >> 5) * SEP_NORMAL + i] = of_warp;
+    }
+    __syncthreads();
+    if (threadIdx.x < SEP_NORMAL) {
+        double total = 0;
+        for (int warp = 0; warp < (int)(blockDim.x >> 5); ++warp)
+            total += work.sums[warp * SEP_NORMAL + threadIdx.x];
+        work.normal[threadIdx.x] = total;
+    }
+    __syncthreads();
+}
+
+// The normal equations with steps damped towards the shift 0.
+__device__ inline SepEquations sep_damped(const double* normal, double damping,
+                                          const SepVector& shift) {
+    return {normal[0],
+            normal[1],
+            normal[2],
+            normal[3] + damping,
+            normal[4],
+            normal[5] + damping,
+            {normal[6], normal[7] + damping * shift.x, normal[8] + damping * shift.y}};
 }
 
 __device__ inline bool sep_is_pivot(double value) { return value > 0 && value < INFINITY; }
@@ -245,14 +261,14 @@ struct SepCholesky {
 #define SEP_MIN_SINGULAR 1e-11
 #define SEP_SWEEPS 12
 
-// Turns two directions in their plane so that the model changes along them in orthogonal ways;
-// false if it did already.
-__device__ inline bool sep_orthogonalise(const SepPSF& psf, const SepWork& work, SepVector& u,
-                                         SepVector& v) {
+// Turns two axes in their plane so that the model changes along them in orthogonal ways; false if it
+// did already.
+__device__ inline bool sep_orthogonalise(const SepPSF& psf, const SepWork& work, int a, int b) {
+    const SepVector u = work.axes[a], v = work.axes[b];
     double uu = 0, vv = 0, uv = 0;
     for (int k = threadIdx.x; k < psf.rows * psf.columns; k += blockDim.x) {
-        const SepVector a = sep_derivatives(psf, work, k);
-        const double along_u = sep_dot(a, u), along_v = sep_dot(a, v);
+        const SepVector change = sep_derivatives(psf, work, k);
+        const double along_u = sep_dot(change, u), along_v = sep_dot(change, v);
         uu += along_u * along_u;
         vv += along_v * along_v;
         uv += along_u * along_v;
@@ -261,50 +277,59 @@ __device__ inline bool sep_orthogonalise(const SepPSF& psf, const SepWork& work,
     vv = block_sum(vv, work.sums);
     uv = block_sum(uv, work.sums);
     if (!(fabs(uv) > 1e-15 * sqrt(uu) * sqrt(vv))) return false;
-    const double ratio = (vv - uu) / (2 * uv), length = fabs(ratio) + sqrt(1 + ratio * ratio);
-    const double tangent = (ratio < 0 ? -1 : 1) / length;
-    const double cosine = 1 / sqrt(1 + tangent * tangent), sine = cosine * tangent;
-    const SepVector old = u;
-    u = {cosine * old.flux - sine * v.flux, cosine * old.x - sine * v.x, cosine * old.y - sine * v.y};
-    v = {sine * old.flux + cosine * v.flux, sine * old.x + cosine * v.x, sine * old.y + cosine * v.y};
+    if (threadIdx.x == 0) {
+        const double ratio = (vv - uu) / (2 * uv), length = fabs(ratio) + sqrt(1 + ratio * ratio);
+        const double tangent = (ratio < 0 ? -1 : 1) / length;
+        const double cosine = 1 / sqrt(1 + tangent * tangent), sine = cosine * tangent;
+        work.axes[a] = {cosine * u.flux - sine * v.flux, cosine * u.x - sine * v.x,
+                        cosine * u.y - sine * v.y};
+        work.axes[b] = {sine * u.flux + cosine * v.flux, sine * u.x + cosine * v.x,
+                        sine * u.y + cosine * v.y};
+    }
+    __syncthreads();
     return true;
 }
 
-// Square of the singular value of a direction, and how far along it the solution lies, times that.
+// Square of the singular value of an axis, and how far along it the solution lies, times that.
 struct SepAlong {
     double square, product;
 };
 
-__device__ inline SepAlong sep_along(const SepPSF& psf, const SepWork& work, const SepVector& u) {
-    SepAlong sum = {0, 0};
+__device__ inline SepAlong sep_along(const SepPSF& psf, const SepWork& work, int axis) {
+    double square = 0, product = 0;
     for (int k = threadIdx.x; k < psf.rows * psf.columns; k += blockDim.x) {
-        const double along = sep_dot(sep_derivatives(psf, work, k), u);
-        sum.square += along * along;
-        sum.product += along * sep_weighted(work, k);
+        const double along = sep_dot(sep_derivatives(psf, work, k), work.axes[axis]);
+        square += along * along;
+        product += along * sep_weighted(work, k);
     }
-    return {block_sum(sum.square, work.sums), block_sum(sum.product, work.sums)};
+    square = block_sum(square, work.sums);
+    return {square, block_sum(product, work.sums)};
 }
 
-// The least-squares solution of smallest norm, by Jacobi rotations; every thread gets it.
+// The least-squares solution of smallest norm, by Jacobi rotations.
 __device__ inline SepVector sep_smallest_solution(const SepPSF& psf, const SepWork& work) {
-    SepVector axes[3] = {{1, 0, 0}, {0, 1, 0}, {0, 0, 1}};
+    if (threadIdx.x == 0) {
+        work.axes[0] = {1, 0, 0};
+        work.axes[1] = {0, 1, 0};
+        work.axes[2] = {0, 0, 1};
+    }
+    __syncthreads();
     bool turned = true;
     for (int sweep = 0; turned && sweep < SEP_SWEEPS; ++sweep) {
-        turned = sep_orthogonalise(psf, work, axes[0], axes[1]);
-        turned |= sep_orthogonalise(psf, work, axes[0], axes[2]);
-        turned |= sep_orthogonalise(psf, work, axes[1], axes[2]);
+        turned = false;
+        for (int pair = 0; pair < 3; ++pair)
+            turned |= sep_orthogonalise(psf, work, pair == 2, pair == 0 ? 1 : 2);
     }
-    const SepAlong along[3] = {sep_along(psf, work, axes[0]), sep_along(psf, work, axes[1]),
-                               sep_along(psf, work, axes[2])};
-    const double largest = fmax(fmax(along[0].square, along[1].square), along[2].square);
+    double largest = 0;
+    for (int axis = 0; axis < 3; ++axis) largest = fmax(largest, sep_along(psf, work, axis).square);
     SepVector solution = {0, 0, 0};
-#pragma unroll
-    for (int i = 0; i < 3; ++i) {
-        if (!(along[i].square > SEP_MIN_SINGULAR * SEP_MIN_SINGULAR * largest)) continue;
-        const double length = along[i].product / along[i].square;
-        solution.flux += length * axes[i].flux;
-        solution.x += length * axes[i].x;
-        solution.y += length * axes[i].y;
+    for (int axis = 0; axis < 3; ++axis) {
+        const SepAlong along = sep_along(psf, work, axis);
+        if (!(along.square > SEP_MIN_SINGULAR * SEP_MIN_SINGULAR * largest)) continue;
+        const double length = along.product / along.square;
+        solution.flux += length * work.axes[axis].flux;
+        solution.x += length * work.axes[axis].x;
+        solution.y += length * work.axes[axis].y;
     }
     return solution;
 }
@@ -320,29 +345,27 @@ __device__ inline SepVector sep_unit_solution(const SepPSF& psf, const SepWork& 
             (datum(2) + damping * shift.y) / (1 + damping)};
 }
 
-// The normal equations with steps damped towards the shift 0.
-__device__ inline SepEquations sep_damped(SepEquations normal, double damping,
-                                          const SepVector& shift) {
-    normal.xx += damping;
-    normal.yy += damping;
-    normal.right.x += damping * shift.x;
-    normal.right.y += damping * shift.y;
-    return normal;
-}
-
-// Solution of the normal equations that thread 0 has, for every thread; false if there is none.
-__device__ inline bool sep_solve(const SepEquations& normal, double* shared, SepVector& solution) {
+// Solution of the damped equations; false if there is none.
+__device__ inline bool sep_solve(const SepWork& work, double damping, const SepVector& shift,
+                                 SepVector& solution) {
     if (threadIdx.x == 0) {
-        const SepCholesky root(normal);
-        solution = root.solve(normal.right);
-        shared[0] = solution.flux;
-        shared[1] = solution.x;
-        shared[2] = solution.y;
-        shared[3] = root.exists;
+        const SepEquations equations = sep_damped(work.normal, damping, shift);
+        const SepCholesky root(equations);
+        solution = root.solve(equations.right);
+        work.sums[0] = solution.flux;
+        work.sums[1] = solution.x;
+        work.sums[2] = solution.y;
+        work.sums[3] = root.exists;
     }
     __syncthreads();
-    solution = {shared[0], shared[1], shared[2]};
-    return shared[3] != 0;
+    solution = {work.sums[0], work.sums[1], work.sums[2]};
+    return work.sums[3] != 0;
+}
+
+// Variance of the flux of a source on its own, without the noise of its light; by one thread.
+__device__ inline double sep_flux_variance(const SepWork& work, double damping) {
+    const SepVector unit = {1, 0, 0};
+    return SepCholesky(sep_damped(work.normal, damping, {0, 0, 0})).solve(unit).flux;
 }
 
 // Flux of a source at (x, y), where its pixels have been weighed: the first that damping goes by.
@@ -361,18 +384,19 @@ __device__ inline double sep_first_flux(const SepPSF& psf, double x, double y, i
     return product / block_sum(power, work.sums);
 }
 
-// Reduced chi-squared of a flux, given the stamp of sum 1 and the weights; thread 0 gets it.
+// Reduced chi-squared of a flux, given the stamp of sum 1 and the weights.
 __device__ inline double sep_chi2(const SepPSF& psf, double flux, const SepWork& work) {
-    double sums[2] = {0, 0};
+    double sum = 0, n_pixels = 0;
     for (int k = threadIdx.x; k < psf.rows * psf.columns; k += blockDim.x) {
         const double weight = fabs(work.weight[k]);
         if (!(weight > 0)) continue;
         const double misfit = sep_weighted(work, k) - flux * work.stamp[k] * weight;
-        sums[0] += misfit * misfit;
-        sums[1] += 1;
+        sum += misfit * misfit;
+        n_pixels += 1;
     }
-    sep_block_sums(sums, work.sums);
-    return sums[1] > 3 ? sums[0] / (sums[1] - 3) : 0;
+    sum = block_sum(sum, work.sums);
+    n_pixels = block_sum(n_pixels, work.sums);
+    return n_pixels > 3 ? sum / (n_pixels - 3) : 0;
 }
 
 struct SepFit {
@@ -388,17 +412,16 @@ __device__ inline SepFit sep_fit_position(const SepImage& image, const SepPSF& p
     const int flag = sep_weigh(image, psf, rules, x, y, column, row, work);
     double flux = rules.damping > 0 ? sep_first_flux(psf, x, y, column, row, work) : 0;
     double dx = 0, dy = 0;
-    SepEquations normal = {};
     bool is_damped = false, is_regular = false;
     int n_iter = 0;
     for (bool moves = true; moves && n_iter < rules.max_iter; ++n_iter) {
         sep_norm_stamp(psf, x + dx, y + dy, column, row, work);
-        normal = sep_equations(psf, work);
+        sep_make_equations(psf, work);
         is_damped = rules.damping > 0 && fabs(flux) > 1e-30;
         const double damping = is_damped ? rules.damping / (flux * flux) : 0;
         SepVector solution;
         const SepVector shift = {0, flux * dx, flux * dy};
-        is_regular = sep_solve(sep_damped(normal, damping, shift), work.sums, solution);
+        is_regular = sep_solve(work, damping, shift, solution);
         if (!is_regular)
             solution = is_damped ? sep_unit_solution(psf, work, damping, shift)
                                  : sep_smallest_solution(psf, work);
@@ -416,23 +439,20 @@ __device__ inline SepFit sep_fit_position(const SepImage& image, const SepPSF& p
     }
     sep_norm_stamp(psf, x + dx, y + dy, column, row, work);
     const double chi2 = sep_chi2(psf, flux, work);
-    double variance = 1;
-    if (threadIdx.x == 0 && is_regular) {
-        const double damping = is_damped ? rules.damping / (flux * flux) : 0;
-        variance = SepCholesky(sep_damped(normal, damping, {0, 0, 0})).solve({1, 0, 0}).flux;
-    }
+    const double damping = is_damped ? rules.damping / (flux * flux) : 0;
+    const double variance = is_regular && threadIdx.x == 0 ? sep_flux_variance(work, damping) : 1;
     const double fluxerr = sqrt(variance + image.photon_noise(flux));
     return {flux, fluxerr, x + dx, y + dy, chi2, flag, n_iter};
 }
 
-// Flux of a source at (x, y); thread 0 gets it.
+// Flux of a source at (x, y).
 __device__ inline SepFit sep_fit_flux(const SepImage& image, const SepPSF& psf,
                                       const SepRules& rules, double x, double y,
                                       const SepWork& work) {
     const int column = sep_centre(x), row = sep_centre(y);
     const int left = sep_first(column, psf.columns), top = sep_first(row, psf.rows);
     sep_norm_stamp(psf, x, y, column, row, work);
-    double sums[2] = {0, 0};
+    double product = 0, power = 0;
     int flag = 0;
     for (int k = threadIdx.x; k < psf.rows * psf.columns; k += blockDim.x) {
         const int i = left + k % psf.columns, j = top + k / psf.columns;
@@ -444,15 +464,16 @@ __device__ inline SepFit sep_fit_flux(const SepImage& image, const SepPSF& psf,
         if (!rules.reaches(i - x, j - y) || light == 0) continue;
         const double variance = image.variance(image.index(j, i));
         if (variance > 0) {
-            sums[0] += light * image.data[image.index(j, i)] / variance;
-            sums[1] += light * light / variance;
+            product += light * image.data[image.index(j, i)] / variance;
+            power += light * light / variance;
         } else {
             flag |= SEP_HAS_MASKED;
         }
     }
     flag = sep_block_flag(flag);
-    sep_block_sums(sums, work.sums);
-    if (!(sums[1] > 0)) return {0, 0, x, y, NAN, flag | SEP_ALL_MASKED, 0};
-    const double flux = sums[0] / sums[1];
-    return {flux, sqrt(1 / sums[1] + image.photon_noise(flux)), x, y, NAN, flag, 0};
+    product = block_sum(product, work.sums);
+    power = block_sum(power, work.sums);
+    if (!(power > 0)) return {0, 0, x, y, NAN, flag | SEP_ALL_MASKED, 0};
+    const double flux = product / power;
+    return {flux, sqrt(1 / power + image.photon_noise(flux)), x, y, NAN, flag, 0};
 }

@@ -1,8 +1,8 @@
 // PSF stamps as SEP resamples them. One block per source.
 #include "sep_stamps.cuh"
 
-// Stamps of sum 1, of sources `begin` and those after it. Stamps of no positive sum are 0, and so are
-// pixels at negative coordinates; NaN where a position is not finite.
+// Stamps of sum 1, of sources `begin` and those after it. Stamps of no positive sum are 0, and so
+// are pixels at negative coordinates; NaN where a position is not finite.
 //
 // See SepPSF for what describes the model. x, y: (n); out: (n, rows, columns)
 // n_scratch: floats of dynamic shared memory or, without in_shared, of the workspace for each block

@@ -1,5 +1,5 @@
-// Windowed centroids as SEP iterates them: one warp per source with a Gaussian window, one block per
-// source with a PSF as window.
+// Windowed centroids as SEP iterates them: one warp per source with a Gaussian window, one block
+// per source with a PSF as window.
 #include "sep_coverage.cuh"
 #include "sep_stamps.cuh"
 
@@ -74,7 +74,7 @@ struct Walk {
             return false;
         }
         if (sums.has_masked) sums.fill_masked();
-        // SEP adds the mean no times where nothing is masked: an infinite one becomes NaN.
+        // Where nothing is masked, SEP adds 0 times the mean: NaN for an infinite one.
         if (!(sums.weight > 0 && (sums.has_masked || sums.weight < INFINITY))) {
             flag |= no_signal;
             return false;
