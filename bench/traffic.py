@@ -3,8 +3,9 @@
 A kernel's unit is a source, a member of a group or a pixel. Its bytes are those of the pixels that
 a unit reads or writes and those of the unit's own columns; what it reads of others is counted
 apart, binary searches are not counted. An addition, multiplication, comparison, minimum, conversion
-or shuffle in double precision is one operation, a division, square root or hypotenuse 10, an arc
-tangent or error function 50, about what they expand to; integer arithmetic is not counted.
+or shuffle in double precision is one operation, a division, square root or hypotenuse 10, an
+exponential 30, an arc tangent or error function 50, about what they expand to; all of these are
+half as much in single precision; integer arithmetic is not counted.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from numpy.typing import NDArray
 
 from gpuphot.models.groups import CELL, CORE, MAX_DENSE
 from gpuphot.models.psf import gaussian_size
+from gpuphot.models.sep import FWHM_PER_SIGMA, MAX_FIT_GROUP
 
 DIVISION = 10
+EXPONENTIAL = 30
 ARC_TANGENT = 50
 ERROR_FUNCTION = 50
 CLIPPINGS = 4
@@ -33,6 +36,13 @@ PSF_STEPS = 15
 off and stars are crowded."""
 SWEEPS = 3
 """Rounds that improve the solution for groups, each of which is solved at once; typical, too."""
+WINDOW_STEPS = 13
+PSF_WINDOW_STEPS = 16
+"""Steps of windowed centroids; typical where stars are crowded."""
+ROUNDS = 3
+"""How often the blocks of large groups are fitted."""
+POSITIVE_SWEEPS = 10
+"""Rounds that the fluxes of a group take until they stay, none of them negative; typical."""
 OWN_SHARE = 0.5
 """Part of a member's circle that is not an earlier member's; typical where circles have the radius
 up to which sources are linked."""
@@ -72,6 +82,8 @@ class Case:
     system, core : float
         Members of the system of equations that a member is solved in, and those that are solved
         there: both the whole group if that is small.
+    passes, group_passes : float
+        Of PSF fits, of single sources and of groups. The default is that of the default field.
     """
 
     n_sources: int = 1_000_000
@@ -93,6 +105,8 @@ class Case:
     neighbours: float = 5.4
     system: float = 6.4
     core: float = 6.4
+    passes: float = 10
+    group_passes: float = 12
 
     @property
     def n_pixels(self) -> int:
@@ -117,7 +131,17 @@ class Case:
         """Side of what is stored of a stamp."""
         return min(stamp, 2 * math.floor(self.clip) + 1) if self.cut_stamps else stamp
 
-    def with_groups(self, sizes: NDArray[np.int64]) -> Case:
+    @property
+    def window(self) -> float:
+        """Radius of the window of SEP's centroids."""
+        return 4 * self.fwhm / FWHM_PER_SIGMA
+
+    @property
+    def fit_reach(self) -> float:
+        """Where a star is as faint as 1 % of its peak: twice as far apart, they are linked."""
+        return self.fwhm / 2 * math.sqrt(math.log2(100))
+
+    def with_groups(self, sizes: NDArray[np.int64], half: int | None = None) -> Case:
         """The case of the members alone, fitted by Gaussians.
 
         Parameters
@@ -125,9 +149,11 @@ class Case:
         sizes : (n_sources,) integer array
             Of each source's group; some must be above 1. Large groups are taken for as dense as
             all sources.
+        half : int, optional
+            Half the side of the squares that may overlap; by default that of the stamps.
         """
         size = sizes[sizes > 1]
-        half = self.gaussian_stamp // 2
+        half = self.gaussian_stamp // 2 if half is None else half
         block = CORE + 2 * max(3 * half, CORE)
 
         def mean(of_group: NDArray[np.int64], pixels: int) -> float:
@@ -142,6 +168,44 @@ class Case:
             core=mean(size, CORE**2),
         )
 
+    @property
+    def core_side(self) -> float:
+        """Side of the core of a block where PSFs are fitted: it has few enough members."""
+        side = CORE
+        while self.density * side**2 > MAX_FIT_GROUP / 2:
+            side /= 2
+        return side
+
+    @property
+    def block_side(self) -> float:
+        """Side of such a block if it has room for all members around the core."""
+        return self.core_side + 2 * 4 * self.fit_reach
+
+    def with_fits(self, sizes: NDArray[np.int64], n_iter: NDArray[np.int64]) -> Case:
+        """The case of PSF fits of groups.
+
+        Parameters
+        ----------
+        sizes, n_iter : (n_sources,) integer arrays
+            Of each source's group, and the passes of its fit.
+        """
+        in_group, large = sizes > 1, sizes > MAX_FIT_GROUP
+        of_block = min(MAX_FIT_GROUP, self.density * self.block_side**2)
+        of_core = self.density * self.core_side**2
+
+        def mean(values: NDArray, of: NDArray[np.bool_]) -> float:
+            return float(values[of].mean()) if of.any() else 0.0
+
+        return replace(
+            self,
+            link_radius=2 * self.fit_reach,
+            n_members=int(in_group.sum()),
+            system=mean(np.where(large, of_block, sizes), in_group),
+            core=mean(np.where(large, of_core, sizes), in_group),
+            passes=mean(n_iter, ~in_group),
+            group_passes=mean(n_iter, in_group),
+        )
+
 
 @dataclass(frozen=True)
 class Work:
@@ -149,7 +213,8 @@ class Work:
 
     Attributes
     ----------
-    unit : {"source", "member", "pixel"}
+    unit : {"source", "member", "single", "pixel"}
+        A single source is no member of a group.
     pixels : float
         Pixels of the image that a unit needs.
     bytes_per_pixel : float
@@ -177,8 +242,13 @@ class Work:
         return self.pixels * self.bytes_per_pixel + self.own_bytes
 
     def n_units(self, case: Case) -> int:
-        """Sources, members or pixels of a case."""
-        number = {"source": case.n_sources, "member": case.n_members, "pixel": case.n_pixels}
+        """Sources, members, single sources or pixels of a case."""
+        number = {
+            "source": case.n_sources,
+            "member": case.n_members,
+            "single": case.n_sources - case.n_members,
+            "pixel": case.n_pixels,
+        }
         return number[self.unit]
 
     def least_bytes(self, case: Case) -> float:
@@ -590,6 +660,398 @@ def _add_inverse_product(case: Case) -> Work:
     return Work("member", 0, 0, own_bytes, 2 * m + WARP_SUM + 1, cached_bytes=of_system)
 
 
+# ---- SEP's conventions: planes of single precision
+
+SINGLE = 0.5
+SEP_BAD = 4 + 1  # data and bad
+SEP_PIXEL = 4 + 4 + 1  # data, err, bad
+SEP_MARGIN = 0.7072  # of a circle: pixels whose centre is nearer to it may be cut
+DISTANCE = 2 * 2 + 3 + 2  # of a pixel: two differences, converted and squared; two comparisons
+SIGMA = SINGLE + 1  # squared, converted
+
+
+def sep_box_pixels(r: float) -> float:
+    """Candidates for a circle."""
+    return (2 * r + 1) ** 2
+
+
+def sep_rim_pixels(r: float) -> float:
+    """Pixels that are sampled because the circle may cut them."""
+    return ring_pixels((r - SEP_MARGIN, r + SEP_MARGIN))
+
+
+def sampled_pixels(r: float) -> float:
+    """Pixels of which a circle holds one of 5 x 5 samples: these fill a square of side 0.8."""
+    return math.pi * r * r + 4 * 0.8 * r + 0.8**2
+
+
+SEP_SAMPLES = 5 * (5 * 6 + 3) + DIVISION + 4  # distance squared, compared twice, two running sums
+
+
+def _sep_aperture_sums(case: Case) -> Work:
+    r = case.radius
+    visited = ring_pixels((0, r + SEP_MARGIN))
+    return Work(
+        unit="source",
+        pixels=visited,
+        bytes_per_pixel=SEP_PIXEL,
+        own_bytes=POSITION + 8 + 3 * 8,  # radius; flux, error, flag
+        operations=sep_box_pixels(r) * DISTANCE
+        + sep_rim_pixels(r) * SEP_SAMPLES
+        + visited * (1 + 3 + SIGMA + 2)  # area, datum, variance
+        + 4 * WARP_SUM,
+    )
+
+
+SEP_ANNULUS = POSITION + 3 * 8  # radii, the most pixels that it may hold
+SEP_CAPACITY = 4096  # pixels that shared memory holds
+
+
+def _sorted_or_idle(case: Case, margin: float, work: Work) -> Work:
+    """What an annulus takes that is sorted in shared memory; one that it does not hold, nothing."""
+    r_in, r_out = case.annulus
+    most = ring_pixels((r_in - margin, r_out + margin))
+    if most > SEP_CAPACITY:
+        return Work("source", 0, 0, own_bytes=8, operations=0, shared=8 * SEP_CAPACITY)
+    return replace(work, shared=8 * padded(most))
+
+
+def sampled_ring(annulus: tuple[float, float]) -> float:
+    """Pixels of which an annulus holds a sample."""
+    return ring_pixels(annulus) + 4 * 0.8 * sum(annulus)
+
+
+def _ring_samples(annulus: tuple[float, float]) -> float:
+    """What it takes to sample the pixels of an annulus."""
+    rims = sum(sep_rim_pixels(r) for r in annulus)
+    return sep_box_pixels(annulus[1]) * DISTANCE + rims * SEP_SAMPLES + sampled_ring(annulus)
+
+
+def _sep_annulus_median(case: Case) -> Work:
+    n = sampled_ring(case.annulus)
+    work = Work(
+        unit="source",
+        pixels=n,
+        bytes_per_pixel=SEP_BAD,
+        own_bytes=SEP_ANNULUS + 8,
+        operations=_ring_samples(case.annulus) + sort_operations(padded(n)),
+    )
+    return _sorted_or_idle(case, SEP_MARGIN + 0.5657, work)
+
+
+def _sep_annulus_median_streaming(case: Case) -> Work:
+    # Five digits of eight bits.
+    return Work(
+        unit="source",
+        pixels=sampled_ring(case.wide_annulus),
+        bytes_per_pixel=SEP_BAD,
+        own_bytes=SEP_ANNULUS + 8,
+        operations=5 * _ring_samples(case.wide_annulus),
+    )
+
+
+def _sep_annulus_means(case: Case) -> Work:
+    n = ring_pixels(case.annulus)
+    work = Work(
+        unit="source",
+        pixels=n,
+        bytes_per_pixel=SEP_BAD,
+        own_bytes=SEP_ANNULUS + 3 * 8,
+        # Clipping searches the sorted sample; sums of all and of what is left.
+        operations=sep_box_pixels(case.annulus[1]) * DISTANCE
+        + n
+        + sort_operations(padded(n))
+        + 6 * n
+        + 2 * BLOCK_SUM,
+    )
+    return _sorted_or_idle(case, SEP_MARGIN, work)
+
+
+def _sep_annulus_means_streaming(case: Case) -> Work:
+    n = ring_pixels(case.wide_annulus)
+    candidates = sep_box_pixels(case.wide_annulus[1]) * DISTANCE
+    # A rank each for the reference, and for deviation and median in every clipping; sums.
+    selection = SELECTION_PASSES / 2
+    n_passes = 2 + selection + CLIPPINGS * (2 * selection + 1)
+    return Work(
+        unit="source",
+        pixels=n,
+        bytes_per_pixel=SEP_BAD,
+        own_bytes=SEP_ANNULUS + 3 * 8,
+        operations=n_passes * (candidates + 6 * n),
+    )
+
+
+# Two ends of a column, the nearest of five samples.
+SEP_LINE = 2 * (2 + ERROR_FUNCTION) + 1 + 1 + 3 + 5 + 2 * 4
+
+
+def _circle_lines(case: Case) -> float:
+    """What it takes to find the pixels of a circle that count, and their share of the light."""
+    r = case.clip
+    return 2 * (2 * r + 1) * SEP_LINE + sep_box_pixels(r) * 5 + sampled_pixels(r) * 2
+
+
+def _lines_bytes(case: Case) -> int:
+    return 4 * 2 * (2 * math.ceil(case.clip) + 3) * 3 * 8
+
+
+def _sep_optimal_sums(case: Case) -> Work:
+    n = sampled_pixels(case.clip)
+    return Work(
+        unit="source",
+        pixels=n,
+        bytes_per_pixel=SEP_PIXEL,
+        # Radius, width; three sums, the number of pixels, flags.
+        own_bytes=POSITION + 2 * 8 + 4 * 8 + 1 + 8,
+        operations=_circle_lines(case)
+        + n * (SIGMA + 1 + DIVISION + 3 + 2 + 1)
+        + 3 * WARP_SUM
+        + 3 * DIVISION,
+        shared=_lines_bytes(case),
+    )
+
+
+def _sep_member_stamps(case: Case) -> Work:
+    n = sampled_pixels(case.clip)
+    return Work(
+        unit="member",
+        pixels=n,
+        bytes_per_pixel=4 + 1,  # err, bad
+        # Position, radius, width, frame; where the stamp begins, the stamp.
+        own_bytes=4 * 8 + 4 + 8 + 8 * sep_box_pixels(case.clip),
+        operations=_circle_lines(case) + n * (SIGMA + 1 + 2 * DIVISION) + 3 * DIVISION,
+        shared=_lines_bytes(case),
+    )
+
+
+def _sep_pair_products(case: Case) -> Work:
+    # Each pair once. Neighbours in a small group are a linking radius away along either axis.
+    side = 2 * case.clip + 1
+    pairs, overlap = case.neighbours / 2, max(side - case.link_radius, 0) ** 2
+    return Work(
+        unit="member",
+        pixels=0,
+        bytes_per_pixel=0,
+        # Position, radius; where lists and stamp begin, neighbours, a product with each; stamp.
+        own_bytes=3 * 8 + 2 * 8 + (4 + 8) * case.neighbours + 8 * side**2,
+        operations=pairs * (2 * overlap + WARP_SUM),
+        cached_bytes=pairs * (8 * overlap + 4 * 8),
+    )
+
+
+@dataclass(frozen=True)
+class SepStamp:
+    """What a block takes to make a stamp from planes, interpolated by Lanczos's kernel."""
+
+    pixels: int
+    operations: float
+    cached_bytes: float
+    scratch_bytes: int  # combined and resampled planes, and the stamp
+
+
+def sep_stamp(case: Case) -> SepStamp:
+    """Of a PSF with planes that are sampled like the image."""
+    n, taps = case.stamp, 8
+    size = n * n
+    # Coordinate; the kernel from its table, the sum of the weights; these divided by it.
+    weights = n / 2 + taps * (11 + 2) + DIVISION + taps
+    # Weights of a column for each of the threads that share it, of a row for every pixel.
+    n_weights = n * (128 // n if n < 128 else 1) + size
+    resampled = n_weights * weights + 2 * size * 2 * taps
+    combined = 2 * case.n_planes * size
+    return SepStamp(
+        pixels=size,
+        operations=2 * (1 + DIVISION) + SINGLE * (combined + resampled),
+        cached_bytes=4 * case.n_planes * size,
+        scratch_bytes=4 * 3 * size,
+    )
+
+
+def _stamp_sum(stamp: SepStamp) -> float:
+    return 2 * stamp.pixels + BLOCK_SUM
+
+
+def _normed(stamp: SepStamp) -> float:
+    """What it takes to make a stamp of sum 1."""
+    return stamp.operations + _stamp_sum(stamp) + stamp.pixels * SINGLE * DIVISION
+
+
+def _sep_psf_stamps(case: Case) -> Work:
+    stamp = sep_stamp(case)
+    return Work(
+        unit="source",
+        pixels=0,
+        bytes_per_pixel=0,
+        own_bytes=2 * 8 + 8 * stamp.pixels,
+        operations=stamp.operations + _stamp_sum(stamp) + DIVISION + 2 * stamp.pixels,
+        cached_bytes=stamp.cached_bytes,
+        shared=stamp.scratch_bytes,
+    )
+
+
+SEP_MOVED = MOVED + 8  # flag
+WINDOW_PIXEL = 2 * 2 + 3 + 2 + 1 + 2 * 2 + 2 + 1  # offsets; light, its sum and moments; area
+WALK = 3 * DIVISION + 12  # from sums to a step
+
+
+def _sep_winpos(case: Case) -> Work:
+    r, n_samples = case.window, 11
+    visited, rim = ring_pixels((0, r + SEP_MARGIN)), sep_rim_pixels(r)
+    samples = 2 * n_samples**2 + 2 * 2 * n_samples + 8
+    # Shares of a pixel are added up once for four sources.
+    shares = n_samples**2 * (n_samples**2 + 1) / 2 / 4
+    step = (
+        sep_box_pixels(r) * DISTANCE
+        + rim * samples
+        + visited * (WINDOW_PIXEL + 4 + EXPONENTIAL)
+        + 3 * WARP_SUM
+        + WALK
+    )
+    return Work(
+        unit="source",
+        pixels=visited,
+        bytes_per_pixel=SEP_BAD,
+        own_bytes=SEP_MOVED,
+        operations=WINDOW_STEPS * step + shares,
+    )
+
+
+def _sep_psf_winpos(case: Case) -> Work:
+    stamp = sep_stamp(case)
+    step = stamp.operations + stamp.pixels * (WINDOW_PIXEL + 2) + 3 * BLOCK_SUM + WALK
+    return Work(
+        unit="source",
+        pixels=stamp.pixels,
+        bytes_per_pixel=SEP_BAD,
+        own_bytes=SEP_MOVED,
+        operations=PSF_WINDOW_STEPS * step,
+        cached_bytes=PSF_WINDOW_STEPS * stamp.cached_bytes,
+        shared=stamp.scratch_bytes,
+    )
+
+
+def _sep_cell_levels(case: Case) -> Work:
+    # Twice: to single precision, compared, converted and squared, two sums.
+    return Work("pixel", 1, 8 + 1, 4 * 4 / case.cell**2, operations=2 * (1 + 2 * SINGLE + 4))
+
+
+def _sep_cell_mode(case: Case) -> Work:
+    # The place in a histogram. What follows are integers, and few of them.
+    operations = 1 + SINGLE * (DIVISION + 4)
+    return Work("pixel", 1, 8 + 1, own_bytes=6 * 4 / case.cell**2, operations=operations)
+
+
+def _sep_mesh_rows(case: Case) -> Work:
+    # A node and its derivative for each cell of a row, of two maps.
+    node = SINGLE * 7 + SINGLE * (6 + 2) + 2 + DIVISION
+    return Work("pixel", 0, 0, own_bytes=2 * 2 * 4 / case.cell, operations=2 * node / case.cell)
+
+
+def _sep_mesh_maps(case: Case) -> Work:
+    # Two nodes and their derivatives at each pixel, of two maps.
+    return Work(
+        unit="pixel",
+        pixels=1,
+        bytes_per_pixel=2 * 4,
+        own_bytes=2 * 2 * 4 / case.cell,
+        operations=2 * SINGLE * 12,
+        cached_bytes=2 * 4 * 4,
+    )
+
+
+SEP_VARIANCE = 5 + 2 + DIVISION + 1  # noise squared, compared; the pixel's own light
+SEP_WEIGHT = SEP_VARIANCE + 2 * DIVISION + 1  # of a pixel in fits
+CHOLESKY = 9 * DIVISION + 12  # of three parameters
+SUBSTITUTION = 7 * DIVISION + 12
+
+
+def _sep_fit_sources(case: Case) -> Work:
+    stamp = sep_stamp(case)
+    n = stamp.pixels
+    equations = n * (2 + 2 * (SINGLE + 3) + 1 + 2 + 9 * 2) + 9 * 4 * WARP_SUM + 9 * 4
+    step = _normed(stamp) + equations + CHOLESKY + SUBSTITUTION + 2 * DIVISION + 8
+    misfit = n * (1 + 2 + 3 + 1 + 2 + 1) + 2 * BLOCK_SUM + CHOLESKY + SUBSTITUTION + 2 * DIVISION
+    return Work(
+        unit="source",
+        pixels=n,
+        bytes_per_pixel=SEP_PIXEL,
+        own_bytes=POSITION + 7 * 8,
+        operations=n * (SEP_WEIGHT + 4) + case.passes * step + _normed(stamp) + misfit,
+        cached_bytes=(case.passes + 1) * stamp.cached_bytes,
+        shared=stamp.scratch_bytes + (4 + 8) * n,  # data and weights
+    )
+
+
+def _sep_fit_fluxes(case: Case) -> Work:
+    work, stamp = _sep_fit_sources(case), sep_stamp(case)
+    products = SEP_VARIANCE + 3 + 2 * (2 + DIVISION)
+    return replace(
+        work,
+        operations=_normed(stamp) + stamp.pixels * products + 2 * BLOCK_SUM + 3 * DIVISION,
+        cached_bytes=stamp.cached_bytes,
+    )
+
+
+def _sep_reach(case: Case) -> Work:
+    stamp = sep_stamp(case)
+    # The peak, and which pixels are bright.
+    return Work(
+        unit="source",
+        pixels=0,
+        bytes_per_pixel=0,
+        own_bytes=2 * 8 + 1 + 8,
+        operations=_normed(stamp) + 2 * (3 * stamp.pixels + BLOCK_SUM),
+        cached_bytes=stamp.cached_bytes,
+        shared=stamp.scratch_bytes,
+    )
+
+
+def _sep_list_blocks(case: Case) -> Work:
+    # Members as far up or down as the block is long, for each distance that is tried.
+    n_distances = 2 if case.density * case.block_side**2 < MAX_FIT_GROUP else 22
+    asked = n_distances * case.density * case.block_side * case.side / case.core
+    return Work(
+        unit="member",
+        pixels=0,
+        bytes_per_pixel=0,
+        own_bytes=4 + (3 * 4 + 4 * case.system) / case.core,
+        operations=asked * (2 * 5 + 3 + 2),
+        cached_bytes=asked * (2 * 8 + 4),
+    )
+
+
+def _sep_fit_groups(case: Case) -> Work:
+    stamp = sep_stamp(case)
+    n, m, in_blocks = stamp.pixels, case.system, case.core < case.system
+    # Pairs of members are a linking radius apart along either axis; others whose stamp has a pixel.
+    pairs, overlap = (m - 1) / 2, max(case.stamp - case.link_radius, 0) ** 2
+    others = min(m, m * overlap / n)
+    pixel = SEP_WEIGHT + 2 + (1 + 3 * others if in_blocks else 0)
+    # All for one member: stamp, derivatives and their products, its rows of the factor.
+    derivatives = n * (pixel + 12 + 3 * 2 + 6 * 2) + 9 * WARP_SUM
+    products = pairs * 9 * (2 * overlap + WARP_SUM)
+    rows = 9 * m * m + 4.5 * m * DIVISION + 3 * 2 * DIVISION + 2 * 9 * m
+    step = _normed(stamp) + derivatives + products + rows + 4 * DIVISION + 12
+    # The same for fluxes, which are solved for in rounds; their variances.
+    fluxes = _normed(stamp) + n * (pixel + SINGLE * DIVISION + 2 + 2 * 2) + 2 * WARP_SUM
+    fluxes += pairs * (2 * overlap + WARP_SUM)
+    fluxes += POSITIVE_SWEEPS * (2 * m + WARP_SUM + DIVISION + 5) + 2 * m * m / 3 + m / 2 * DIVISION
+    before = _normed(stamp) if in_blocks else 0
+    fitted = m / case.core  # for each member that gets its results there
+    misfit = n * (pixel + (others + 1) * (3 + SINGLE * DIVISION + 2) + 3) + 2 * WARP_SUM
+    step_bytes = stamp.cached_bytes + 2 * 3 * 8 * (n + 2 * pairs * overlap) / 2 + 16 * 4.5 * m * m
+    return Work(
+        unit="member",
+        pixels=n,
+        bytes_per_pixel=SEP_PIXEL + (8 if in_blocks else 0),
+        # Its number, its place and flux before; where it was, plane, system; results.
+        own_bytes=4 + 5 * 8 + 2 * 4 + 7 * 8,
+        operations=fitted * (before + case.group_passes * step + fluxes) + misfit,
+        cached_bytes=fitted * case.group_passes * step_bytes,
+    )
+
+
 WORK: dict[str, Callable[[Case], Work]] = {
     "mark_bad_pixels": _mark_bad_pixels,
     "subtract_background": _subtract_background,
@@ -619,5 +1081,26 @@ WORK: dict[str, Callable[[Case], Work]] = {
     "invert_systems": _invert_systems,
     "left_of_equations": _left_of_equations,
     "add_inverse_product": _add_inverse_product,
+    "sep_cell_levels": _sep_cell_levels,
+    "sep_cell_mode": _sep_cell_mode,
+    "sep_mesh_rows": _sep_mesh_rows,
+    "sep_mesh_maps": _sep_mesh_maps,
+    "sep_psf_stamps": _sep_psf_stamps,
+    "sep_winpos": _sep_winpos,
+    "sep_psf_winpos": _sep_psf_winpos,
+    "sep_aperture_sums": _sep_aperture_sums,
+    "sep_annulus_median": _sep_annulus_median,
+    "sep_annulus_median_streaming": _sep_annulus_median_streaming,
+    "sep_annulus_means": _sep_annulus_means,
+    "sep_annulus_means_streaming": _sep_annulus_means_streaming,
+    "sep_optimal_sums": _sep_optimal_sums,
+    "sep_member_stamps": _sep_member_stamps,
+    "sep_pair_products": _sep_pair_products,
+    "sep_fit_sources": _sep_fit_sources,
+    "sep_fit_sources/fluxes": _sep_fit_fluxes,
+    "sep_fit_sources/single": lambda case: replace(_sep_fit_sources(case), unit="single"),
+    "sep_reach": _sep_reach,
+    "sep_list_blocks": _sep_list_blocks,
+    "sep_fit_groups": _sep_fit_groups,
 }
-"""By kernel of the registry: what its unit takes in a case."""
+"""By kernel of the registry, and what it is launched for: what its unit takes in a case."""

@@ -117,7 +117,10 @@ def test_visits_of_grouped_fits_do_not_grow_with_the_sources(ops, backend, optio
 @pytest.mark.parametrize("case", SEP)
 @pytest.mark.fresh_seed
 def test_device_arrays_are_measured_with_the_conventions_of_sep(ops, backend, case, rng):
-    """With as many visits as without groups: 2, and one for the mesh; or a few more."""
+    """Visits for the mesh, the size of the largest circle, the results; groups have more sizes.
+
+    The planes of a model that is new are waited for, once.
+    """
     scene = make_scene(rng.integers(1 << 30), shape=(90, 110), n=60)
     planes = {"image": scene.image, "mask": scene.mask}
     expected = gpuphot.measure_objects_sep(scene.table, backend=backend, **planes, **SEP[case])
@@ -126,8 +129,8 @@ def test_device_arrays_are_measured_with_the_conventions_of_sep(ops, backend, ca
         standin.counters.reset()
     result = gpuphot.measure_objects_sep(scene.table, **planes, **SEP[case])
     if standin.is_installed():
-        assert standin.counters.device_to_host <= (25 if "grouped" in case else 3)
-        assert standin.counters.synchronisations == 0
+        assert standin.counters.device_to_host <= (25 if "grouped" in case else 4)
+        assert standin.counters.synchronisations <= ("psf" in SEP[case])
     for name in expected.colnames:
         np.testing.assert_array_equal(result[name], expected[name])
 

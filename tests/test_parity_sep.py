@@ -14,6 +14,8 @@ from gpuphot.models.sep import SepFlag
 
 from .psfs import make_psf
 
+pytestmark = pytest.mark.fresh_seed
+
 SIDE = 16
 """Of the mesh cells in pixels: a scene has several hundred of them."""
 PSFS = {

@@ -200,7 +200,7 @@ LARGE_PSF = make_psf(13, 13, 1.0, 0)
 ERR = 10.0
 
 
-class LargeGroup(Field):
+class LargeGroup(GroupedField):
     """Stars in one large group, of known fluxes, at known distances of each other."""
 
     def __init__(self, rng, kind):
@@ -208,9 +208,9 @@ class LargeGroup(Field):
             along = np.arange(80)
             shape, x, y = (60, 420), 12 + 5.0 * along, 30 + 12 * np.sin(along / 5)
         else:
-            shape = 108, 120
+            shape = 94, 108
             row, column = (v.ravel() for v in np.mgrid[:11, :14])
-            x, y = np.stack([14 + 7.0 * column, 14 + 8.0 * row]) + rng.uniform(-2.2, 2.2, (2, 154))
+            x, y = np.stack([14 + 6.0 * column, 14 + 6.5 * row]) + rng.uniform(-1, 1, (2, 154))
         self.true_x, self.true_y = x, y
         self.flux = 10 ** rng.uniform(3.5, 4.5, len(x))
         self.image = rng.normal(0, ERR, shape)
@@ -244,13 +244,16 @@ def pulls(found, field):
 def rounds(ops, monkeypatch):
     """Sets how often the blocks of large groups are fitted."""
     module = importlib.import_module(ops.sep_grouped_psf_fit.__module__)
-    if not hasattr(module, "_ROUNDS"):
-        pytest.skip("SEP itself fits large groups")
     return lambda n: monkeypatch.setattr(module, "_ROUNDS", n)
 
 
+def on_gpu(test):
+    """Large groups are SEP's own affair in NumPy."""
+    return pytest.mark.parametrize("backend", ["cupy"], indirect=True)(test)
+
+
 @pytest.mark.fresh_seed
-@pytest.mark.usefixtures("rounds")
+@on_gpu
 @pytest.mark.parametrize("kind", ["chain", "clump"])
 def test_fluxes_of_large_groups_are_those_of_all_members_at_once(rng, ops, kind):
     gain, options = options_of({"fit_positions": False})
@@ -262,7 +265,7 @@ def test_fluxes_of_large_groups_are_those_of_all_members_at_once(rng, ops, kind)
 
 
 @pytest.mark.fresh_seed
-@pytest.mark.usefixtures("rounds")
+@on_gpu
 @pytest.mark.parametrize("kind", ["chain", "clump"])
 @pytest.mark.parametrize("fit_radius", [0.0, 4.0])
 def test_large_groups_are_fitted_without_bias(rng, ops, kind, fit_radius):
@@ -283,6 +286,7 @@ def test_large_groups_are_fitted_without_bias(rng, ops, kind, fit_radius):
 
 
 @pytest.mark.fresh_seed
+@on_gpu
 @pytest.mark.parametrize("kind", ["chain", "clump"])
 def test_further_rounds_change_little(rng, ops, rounds, kind):
     gain, options = options_of({"fit_radius": 4.0})
@@ -291,13 +295,14 @@ def test_further_rounds_change_little(rng, ops, rounds, kind):
     rounds(4)
     change = np.abs(fit(ops, field, LARGE_PSF, gain, options).flux - found.flux) / found.fluxerr
     assert np.median(change) < 1e-3
-    assert np.max(change) < 0.02
+    # The stamp of a star that hardly moves any more can still move, by a whole pixel.
+    assert np.percentile(change, 95) < 1e-2
 
 
 @pytest.mark.fresh_seed
-@pytest.mark.parametrize("rounds_of_fits", [1])
-def test_order_of_rows_and_memory_change_no_bit_of_large_groups(rng, ops, rounds, rounds_of_fits):
-    rounds(rounds_of_fits)
+@on_gpu
+def test_order_of_rows_and_memory_change_no_bit_of_large_groups(rng, ops, rounds):
+    rounds(1)
     gain, options = options_of({"fit_radius": 4.0, "gain": 2.0})
     field = LargeGroup(rng, "chain").displaced(rng)
     expected, order = fit(ops, field, LARGE_PSF, gain, options), rng.permutation(len(field.x))
@@ -308,9 +313,9 @@ def test_order_of_rows_and_memory_change_no_bit_of_large_groups(rng, ops, rounds
 
 
 @pytest.mark.fresh_seed
-@pytest.mark.parametrize("rounds_of_fits", [1])
-def test_more_stars_than_pixels_are_no_error(rng, ops, rounds, rounds_of_fits):
-    rounds(rounds_of_fits)
+@on_gpu
+def test_more_stars_than_pixels_are_no_error(rng, ops, rounds):
+    rounds(1)
     gain, options = options_of({"fit_positions": False})
     field = LargeGroup(rng, "chain")
     field.x, field.y = rng.uniform(50, 53, (2, 150))

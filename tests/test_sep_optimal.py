@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from unittest import mock
 
 import numpy as np
 import pytest
 import sep_x
 from scipy.special import erf
 
-from gpuphot.models.sep import AnnulusMeans, SepFlag
+from gpuphot.models.sep import AnnulusMeans
 
 from .scenes import add_stars, positions_of
 
@@ -168,26 +169,45 @@ def test_no_sources(ops, rng):
         assert len(values) == 0
 
 
-def with_annuli(ops, field, rng):
-    """Annuli of SEP, and fields whose sources all have one."""
+def annuli(field, gain, rin, rout):
+    """Level, error and area of SEP's annuli, by definition where SEP does not return them."""
     image, _, mask = field.planes
-    rin, rout = field.r + 3, field.r + 8
+    rows, columns = np.indices(image.shape)
     *_, level, _ = sep_x.stats_circann(image, field.x, field.y, rin, rout, mask=mask, subpix=1)
-    return level
+    error, area = np.zeros(len(level)), np.zeros(len(level))
+    for k in range(len(level)):
+        d2 = (columns - field.x[k]) ** 2 + (rows - field.y[k]) ** 2
+        inside = (d2 > rin[k] ** 2) & (d2 < rout[k] ** 2) & ~mask
+        total, area[k] = image[inside].sum(dtype=float), inside.sum()
+        if gain and total > 0:
+            error[k] = np.sqrt(total / gain) / area[k]
+    return level, error, area
+
+
+def bright_field(rng, **options):
+    """A field whose sources all have annuli with pixels, and more light than noise."""
+    field = make_field(rng, **options)
+    x, y = np.clip(field.x, -5, SHAPE[1] + 4), np.clip(field.y, -5, SHAPE[0] + 4)
+    return replace(field, x=x, y=y, image=field.image + 20)
 
 
 @pytest.mark.parametrize("gain", [None, 1.7])
 def test_backgrounds_of_single_sources(rng, ops, gain):
-    field = make_field(rng)
-    n = len(field.x)
-    level, error, area = rng.normal(3, 1, n), rng.uniform(0, 2, n), rng.uniform(50, 200, n)
-    level[7] = error[7] = np.nan
-    area[7] = 0
-    result = measure(ops, field, gain, annulus_of(ops, level, error, area))
-    flux, fluxerr, flag = field.sep(gain=gain)
-    response, _, _ = field.sep(data=np.ones(SHAPE, np.float32))
-    expected = flux - level * response, np.hypot(fluxerr, error * response), flag
-    assert_same(result, expected)
+    field = bright_field(rng)
+    rin, rout = field.r + 3, field.r + 14
+    background = annulus_of(ops, *annuli(field, gain, rin, rout))
+    expected = field.sep(gain=gain, bkgann=(rin, rout))
+    assert_same(measure(ops, field, gain, background), expected)
+
+
+def test_sources_without_background(rng, ops):
+    field = bright_field(rng)
+    level, error, area = annuli(field, 1.7, field.r + 3, field.r + 14)
+    level[5], error[5], area[5] = np.nan, np.nan, 0
+    flux, fluxerr, flag = measure(ops, field, 1.7, annulus_of(ops, level, error, area))
+    assert np.flatnonzero(np.isnan(flux)).tolist() == [5]
+    assert np.flatnonzero(np.isnan(fluxerr)).tolist() == [5]
+    np.testing.assert_array_equal(flag, field.sep()[2])
 
 
 # ---- groups --------------------------------------------------------------------------------------
@@ -202,21 +222,6 @@ def group_and_measure(ops, field, factor=1.0, gain=None, annulus=None):
         frame, pos, groups, r, fwhm, gain, annulus, radius_factor=factor
     )
     return on_host(ops, sums), ops.to_host(groups.id), ops.to_host(groups.size)
-
-
-def annuli(field, gain, rin, rout):
-    """Level, error and area of SEP's annuli, by definition where SEP does not return them."""
-    image, _, mask = field.planes
-    rows, columns = np.indices(image.shape)
-    *_, level, _ = sep_x.stats_circann(image, field.x, field.y, rin, rout, mask=mask, subpix=1)
-    error, area = np.zeros(len(level)), np.zeros(len(level))
-    for k in range(len(level)):
-        d2 = (columns - field.x[k]) ** 2 + (rows - field.y[k]) ** 2
-        inside = (d2 > rin[k] ** 2) & (d2 < rout[k] ** 2) & ~mask
-        total, area[k] = image[inside].sum(dtype=float), inside.sum()
-        if gain and total > 0:
-            error[k] = np.sqrt(total / gain) / area[k]
-    return level, error, area
 
 
 @pytest.mark.parametrize("factor", [0.6, 1.0, 1.3])
@@ -250,7 +255,7 @@ def solve_directly(field, members, level=0.0):
     weight = 1 / np.sqrt(variance[usable])
     light *= weight
     inverse = np.linalg.inv(light @ light.T)
-    flux = inverse @ (light @ ((image[usable] - level) * weight))
+    flux = inverse @ (light @ ((image[usable].astype(float) - level) * weight))
     return flux, np.sqrt(np.diag(inverse))
 
 
@@ -280,3 +285,217 @@ def test_large_groups_are_solved_exactly(rng, ops, n, shape):
     assert np.abs((flux[members] - expected) / error).max() < 1e-9
     np.testing.assert_allclose(fluxerr[members], error, rtol=1e-9)
     np.testing.assert_array_equal(flag, field.sep()[2])
+
+
+def usable(field):
+    """Rows whose circles have usable pixels."""
+    return field.sep()[1] > 0
+
+
+def falls_back(field, identity):
+    """Rows in groups that SEP measures member by member, for one of them has no usable pixel."""
+    return np.isin(identity, identity[~usable(field)])
+
+
+@pytest.mark.parametrize("factor", [0.7, 1.2])
+@pytest.mark.parametrize("gain", [None, 1.7])
+def test_backgrounds_of_groups(rng, ops, factor, gain):
+    field = bright_field(rng, separate=0.7)
+    rin, rout = field.r + 3, field.r + 14
+    background = annulus_of(ops, *annuli(field, gain, rin, rout))
+    result, identity, size = group_and_measure(ops, field, factor, gain, background)
+    options = {"grouped": True, "group_radius_factor": factor, "gain": gain, "bkgann": (rin, rout)}
+    rows = np.flatnonzero((size <= 32) & ~(falls_back(field, identity) & (size > 1)))
+    some = replace(field, **{v: getattr(field, v)[rows] for v in ("x", "y", "r", "fwhm")})
+    expected = some.sep(**options | {"bkgann": (rin[rows], rout[rows])})
+    assert_same([v[rows] for v in result], expected, 1e-9)
+
+
+def test_background_is_subtracted_from_members_on_their_own(rng, ops):
+    """From those of groups with a member without usable pixels, too, unlike SEP."""
+    field = bright_field(rng, separate=0.7)
+    n = len(field.x)
+    background = annulus_of(ops, np.full(n, 4.0), np.full(n, 0.5), np.full(n, 100.0))
+    (flux, _, flag), identity, size = group_and_measure(ops, field, 1.0, None, background)
+    rows = np.flatnonzero(falls_back(field, identity) & (size > 1) & (size <= 32))
+    assert len(rows)
+    alone, _, flag_alone = field.sep(rows)
+    response, _, _ = field.sep(rows, data=np.ones(SHAPE, np.float32))
+    assert np.abs(flux[rows] - (alone - 4 * response)).max() < 1e-10 * np.abs(alone).max()
+    np.testing.assert_array_equal(flag[rows], flag_alone)
+
+
+def test_members_without_background(rng, ops):
+    """Weigh nothing in that of their group, and are NaN."""
+    field = crowd(rng, 12, 2.0, (20, 20))
+    level, error, area = rng.normal(3, 1, 12), rng.uniform(0, 1, 12), rng.uniform(20, 60, 12)
+    level[4], error[4], area[4] = np.nan, np.nan, 0
+    annulus = annulus_of(ops, level, error, area)
+    (flux, fluxerr, _), identity, _ = group_and_measure(ops, field, 3.0, None, annulus)
+    assert set(identity) == {1}
+    assert np.flatnonzero(np.isnan(flux)).tolist() == [4]
+    assert np.flatnonzero(np.isnan(fluxerr)).tolist() == [4]
+    seen = np.arange(12) != 4
+    mean = np.average(level[seen], weights=area[seen])
+    expected, noise = solve_directly(field, np.arange(12), mean)
+    assert (np.abs(flux - expected) / noise)[seen].max() < 1e-9
+    of_mean = np.sqrt(np.sum((area * error)[seen] ** 2)) / area[seen].sum()
+    response, _, _ = field.sep(data=np.ones((20, 20), np.float32))
+    np.testing.assert_allclose(fluxerr[seen], np.hypot(noise, of_mean * response)[seen], rtol=1e-9)
+    annulus = annulus_of(ops, np.full(12, np.nan), np.full(12, np.nan), np.zeros(12))
+    (flux, fluxerr, _), _, _ = group_and_measure(ops, field, 3.0, None, annulus)
+    assert np.isnan(flux).all()
+    assert np.isnan(fluxerr).all()
+
+
+def test_background_and_gain_of_a_large_group(rng, ops):
+    field = crowd(rng, 45, 2.0, (34, 32))
+    rows = np.arange(45)
+    background = annulus_of(ops, np.full(45, 3.0), np.full(45, 0.2), np.full(45, 80.0))
+    (flux, fluxerr, _), _, _ = group_and_measure(ops, field, 3.0, 2.0, background)
+    expected, noise = solve_directly(field, rows, 3.0)
+    response, _, _ = field.sep(data=np.ones((34, 32), np.float32))
+    variance = noise**2 + np.maximum(expected, 0) / 2 + 0.2**2 / 45 * response**2
+    assert (np.abs(flux - expected) / noise).max() < 1e-9
+    np.testing.assert_allclose(fluxerr, np.sqrt(variance), rtol=1e-9)
+
+
+@pytest.mark.parametrize("n", [6, 45])
+def test_coincident_members_have_no_flux(rng, ops, n):
+    """And leave the others alone."""
+    field = crowd(rng, n, 2.0, (34, 32) if n > 32 else (14, 14))
+    rows = np.append(np.arange(n), 2)
+    twin = replace(field, **{v: getattr(field, v)[rows] for v in ("x", "y", "r", "fwhm")})
+    twin.x[n] += 1e-6
+    (flux, fluxerr, flag), _, _ = group_and_measure(ops, twin, 4.0)
+    assert np.flatnonzero(np.isnan(flux)).tolist() == [2, n]
+    np.testing.assert_array_equal(np.isnan(fluxerr), np.isnan(flux))
+    np.testing.assert_array_equal(flag, twin.sep()[2])
+    expected, noise = solve_directly(field, np.arange(n))
+    others = np.arange(n) != 2
+    assert (np.abs(flux[:n] - expected) / noise)[others].max() < 1e-5
+    np.testing.assert_allclose(fluxerr[:n][others], noise[others], rtol=1e-5)
+
+
+def test_members_that_nearly_coincide(rng, ops):
+    """Each flux is poor, and still that of SEP."""
+    field = crowd(rng, 6, 2.0, (14, 14))
+    field.x[3], field.y[3] = field.x[1] + 0.05, field.y[1] - 0.06
+    result, _, _ = group_and_measure(ops, field, 4.0)
+    assert_same(result, field.sep(grouped=True, group_radius_factor=4.0), 1e-7)
+
+
+def test_a_crowd_on_one_spot_is_given_up(rng, ops):
+    field = crowd(rng, 200, 0.0, (30, 30))
+    field.x[:], field.y[:] = 12 + rng.normal(0, 0.1, (2, 200))
+    (flux, _, flag), _, size = group_and_measure(ops, field, 2.0)
+    assert set(size) == {200}
+    assert np.isnan(flux).all()
+    np.testing.assert_array_equal(flag, field.sep()[2])
+
+
+def test_noise_that_is_undefined_separates_a_group(rng, ops):
+    field = make_field(rng, separate=0.7)
+    field.err[::9, ::7] = np.nan
+    result, _, size = group_and_measure(ops, field)
+    rows = np.flatnonzero(size <= 32)
+    assert_same([v[rows] for v in result], field.sep(rows, grouped=True), 1e-9)
+
+
+def test_close_pairs_where_noise_is_undefined(rng, ops):
+    field = crowd(rng, 6, 2.0, (14, 14))
+    field.x[3], field.y[3] = field.x[1] + 0.01, field.y[1]
+    field.err[round(field.y[1]) % 14, round(field.x[1]) % 14] = np.nan
+    result, _, _ = group_and_measure(ops, field, 4.0)
+    assert_same(result, field.sep(), 1e-9)
+
+
+def test_pixels_without_data_spoil_their_group_only(rng, ops):
+    field = make_field(rng, separate=0.7, n=60)
+    data, bad = ops.load_image(ops.to_device(field.image), ops.to_device(field.mask))
+    rows = np.flatnonzero(usable(field))[:4]
+    row, column = (np.clip(np.round(v[rows]), 0, 129).astype(int) for v in (field.y, field.x))
+    background = np.zeros(SHAPE)
+    background[row, column] = np.nan
+    frame = ops.sep_frame(data, bad, ops.to_device(background), ops.to_device(field.err))
+    r, fwhm = ops.to_device(field.r), ops.to_device(field.fwhm)
+    pos = positions_of(ops, field.x, field.y)
+    groups = ops.link_groups(pos, r)
+    sums = ops.sep_grouped_optimal_sums(frame, pos, groups, r, fwhm, None, radius_factor=1.0)
+    image = field.planes[0]
+    image[row, column] = np.nan
+    small = np.flatnonzero(ops.to_host(groups.size) <= 32)
+    result = [v[small] for v in on_host(ops, sums)]
+    assert_same(result, field.sep(small, data=image, grouped=True), 1e-9)
+
+
+def test_missing_positions_radii_and_widths_in_groups(rng, ops):
+    field = make_field(rng, separate=0.7)
+    field.x[3], field.y[4], field.x[6] = np.nan, np.inf, 1e300
+    field.r[5], field.fwhm[5] = np.nan, np.nan
+    field.r[7] = -1.0
+    missing = [3, 4, 5, 7]
+    (flux, fluxerr, flag), _, size = group_and_measure(ops, field)
+    assert np.isnan(flux[missing]).all()
+    assert np.isnan(fluxerr[missing]).all()
+    assert not flag[missing].any()
+    rows = np.setdiff1d(np.flatnonzero(size <= 32), missing)
+    assert_same((flux[rows], fluxerr[rows], flag[rows]), field.sep(rows, grouped=True), 1e-9)
+
+
+def test_no_groups(rng, ops):
+    field = make_field(rng)
+    nothing = replace(field, **dict.fromkeys(("x", "y", "r", "fwhm"), np.empty(0)))
+    assert all(len(v) == 0 for v in group_and_measure(ops, nothing)[0])
+    nowhere = replace(field, x=np.full(len(field.x), np.nan))
+    flux, fluxerr, flag = group_and_measure(ops, nowhere, 1.0, 2.0)[0]
+    assert np.isnan(flux).all()
+    assert np.isnan(fluxerr).all()
+    assert not flag.any()
+
+
+@pytest.mark.fresh_seed
+@pytest.mark.parametrize("separate", [0.05, 1.0])
+def test_permuted_rows_have_the_same_bits(rng, ops, separate):
+    field = make_field(rng, n=200, separate=separate)
+    n = len(field.x)
+    level, error, area = rng.normal(3, 1, n), rng.uniform(0, 1, n), rng.uniform(20, 60, n)
+    order = rng.permutation(n)
+    columns = {v: getattr(field, v)[order] for v in ("x", "y", "r", "fwhm")}
+    permuted = replace(field, **columns)
+    for how in (measure, lambda *a: group_and_measure(a[0], a[1], 1.0, *a[2:])[0]):
+        result = how(ops, field, 2.0, annulus_of(ops, level, error, area))
+        other = how(ops, permuted, 2.0, annulus_of(ops, level[order], error[order], area[order]))
+        for one, two in zip(result, other, strict=True):
+            np.testing.assert_array_equal(one[order], two)
+
+
+@pytest.mark.fresh_seed
+def test_large_groups_do_not_depend_on_what_is_in_memory(rng, ops, backend):
+    field = crowd(rng, 120, 1.5, (50, 50))
+    expected, _, _ = group_and_measure(ops, field)
+    where = {
+        "numpy": ("gpuphot.numpy_backend.sep_group_optimal.BAND", 2000),
+        "cupy": ("gpuphot.cupy_backend.launch.MAX_WORKSPACE", 20_000),
+    }
+    with mock.patch(*where[backend]):
+        result, _, _ = group_and_measure(ops, field)
+    for one, two in zip(result, expected, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.fresh_seed
+def test_group_of_many_with_one_wide_member(rng, ops, backend):
+    """In parts that do not see the whole group."""
+    if backend != "numpy":
+        pytest.skip("too large for kernels that are executed by the CPU")
+    field = crowd(rng, 1200, 1.2, (190, 190))
+    field.fwhm[7], field.r[7] = 12.0, 15.0
+    (flux, fluxerr, _), identity, size = group_and_measure(ops, field)
+    members = np.flatnonzero((identity == identity[np.argmax(size)]) & usable(field))
+    assert len(members) > 1000
+    expected, error = solve_directly(field, members)
+    assert np.abs((flux[members] - expected) / error).max() < 1e-9
+    others = members != 7
+    np.testing.assert_allclose(fluxerr[members][others], error[others], rtol=1e-9)
+    np.testing.assert_allclose(fluxerr[7], error[~others], rtol=1e-6)

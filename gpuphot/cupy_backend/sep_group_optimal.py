@@ -46,6 +46,7 @@ def sep_grouped_optimal_sums(
     level, error, missing = _group_background(members, annulus)
     response, in_group = members.sums.response, members.size > 1
     flux, variance = _fit(frame, members, level)
+    # Of sources alone, the background counts as their light.
     variance = with_gain(variance, cupy.where(in_group, flux, members.sums.flux), gain)
     variance = variance + cupy.square(error * response)
     result.flux[members.source] = cupy.where(missing, cupy.nan, flux)
@@ -95,8 +96,8 @@ class _Members:
 def _make_members(
     pos: Positions, groups: Groups, measured: Any, r: Any, fwhm: Any, sums: CircleSums
 ) -> _Members:
-    keys = fwhm, r, pos.x, pos.y, groups.id.astype(cupy.float64)
-    keys = [cupy.where(measured, values, cupy.inf) for values in keys]
+    columns = fwhm, r, pos.x, pos.y, groups.id.astype(cupy.float64)
+    keys = [cupy.where(measured, values, cupy.inf) for values in columns]
     order = cupy.lexsort(cupy.stack([*keys, (~measured).astype(cupy.float64)]))
     source = order[: int(cupy.count_nonzero(measured))]
     begin, end = (v.astype(cupy.int32) for v in runs(groups.id[source]))
@@ -164,7 +165,8 @@ def _solve(frame: Frame, members: _Members, flux: Any, variance: Any) -> GroupSo
         has_constant=nothing > 0,
     )  # fmt: skip
     groups = Groups(members.begin.astype(cupy.int64) + 1, members.size.astype(cupy.int64))
-    halo = cupy.maximum(HALO * group_median(groups, members.fwhm), CORE)
+    halo = cupy.minimum(HALO * group_median(groups, members.fwhm), max(frame.shape))
+    halo = cupy.maximum(halo, CORE)
     return solve_groups(equations, members.x, members.y, halo)
 
 
@@ -222,5 +224,6 @@ def _parts(stamp_begin: Any, near: Neighbours) -> Iterator[tuple[int, int, int, 
     highest = cupy.asnumpy(near.end[cupy.asarray(last - 1)])
     highest = np.maximum(highest, last)
     pixels = cupy.asnumpy(stamp_begin[cupy.asarray(highest)] - stamp_begin[cupy.asarray(first)])
-    for run in zip(first, last, highest, pixels, strict=True):
-        yield tuple(int(v) for v in run)
+    for values in zip(first, last, highest, pixels, strict=True):
+        start, stop, farthest, size = (int(v) for v in values)
+        yield start, stop, farthest, size

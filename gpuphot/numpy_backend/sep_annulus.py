@@ -134,21 +134,14 @@ def _sample_counts(annuli: _Annuli) -> NDArray[np.uint8]:
     """Sub-pixels (T, n) of each pixel that are in the annulus, or `WHOLE`."""
     d2, r_in, r_out = annuli.d2, annuli.r_in, annuli.r_out
     visited = (d2 > _surely_inside2(r_in)) & (d2 < (r_out + MARGIN) ** 2)
-    sampled = (d2 > _surely_inside2(r_out)) | (d2 < (r_in + MARGIN) ** 2)
-    counts = np.where(visited & ~sampled, np.uint8(WHOLE), np.uint8(0))
-    edge = np.flatnonzero(visited & sampled)
-    samples_x, samples_y = (_squared_samples(offset) for offset in (annuli.dx, annuli.dy))
-    inner, outer = r_in**2, r_out**2
-    n = len(r_in)
-    for part in chunks(len(edge), SUBPIX**2):
-        pixel, source = np.divmod(edge[part], n)
-        x2 = samples_x.take(annuli.column[pixel] * n + source, axis=1)
-        y2 = samples_y.take(annuli.row[pixel] * n + source, axis=1)
-        r2 = x2 + y2[:, None]
-        inside = (r2 > inner[source]) & (r2 < outer[source])
-        counts.ravel()[edge[part]] = np.add.reduce(
-            inside.reshape(SUBPIX**2, -1), axis=0, dtype=np.uint8
-        )
+    counts = np.where(visited, np.uint8(WHOLE), np.uint8(0))
+    flat = counts.ravel()
+    edge = np.flatnonzero(visited & (d2 > _surely_inside2(r_out)))
+    flat[edge] = _samples_within(annuli, edge, r_out**2)
+    edge = np.flatnonzero(visited & (d2 < (r_in + MARGIN) ** 2))
+    # Those on the inner circle do not belong to the annulus either.
+    hole = _samples_within(annuli, edge, np.nextafter(r_in**2, np.inf))
+    flat[edge] = np.maximum(np.minimum(flat[edge], SUBPIX**2), hole) - hole
     return counts
 
 
@@ -156,13 +149,29 @@ def _surely_inside2(r: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.maximum(r - MARGIN, 0) ** 2
 
 
+def _samples_within(
+    annuli: _Annuli, edge: NDArray[np.intp], r2: NDArray[np.float64]
+) -> NDArray[np.uint8]:
+    """Sub-pixels of some pixels, counted in (T, n), whose squared distance is less than `r2`."""
+    counts = np.empty(len(edge), np.uint8)
+    n = len(r2)
+    for part in chunks(len(edge), SUBPIX**2):
+        pixel, source = np.divmod(edge[part], n)
+        x2 = _squared_samples(annuli.dx.ravel().take(annuli.column.take(pixel) * n + source))
+        y2 = _squared_samples(annuli.dy.ravel().take(annuli.row.take(pixel) * n + source))
+        inside = (x2 + y2[:, None] < r2.take(source)).view(np.uint8).reshape(SUBPIX**2, -1)
+        np.add.reduce(inside, axis=0, out=counts[part])
+    return counts
+
+
 def _squared_samples(offset: NDArray[np.float64]) -> NDArray[np.float64]:
     """Squared distances along one axis (SUBPIX, pixels) of the samples of pixels at `offset`."""
     step = 1 / SUBPIX
-    samples = [offset + 0.5 * (step - 1)]
-    while len(samples) < SUBPIX:
-        samples.append(samples[-1] + step)
-    return np.square(np.stack(samples)).reshape(SUBPIX, -1)
+    samples = np.empty((SUBPIX, len(offset)))
+    samples[0] = offset + 0.5 * (step - 1)
+    for k in range(1, SUBPIX):  # added one by one, which is how they round
+        np.add(samples[k - 1], step, out=samples[k])
+    return np.square(samples, out=samples)
 
 
 def _weighted_medians(
@@ -191,10 +200,11 @@ def _medians_of_the_middle(
     inside = (values >= low) & (values <= high) & (counts > 0)
     source, pixel = np.divmod(np.flatnonzero(np.ascontiguousarray(inside.T)), n_pixels)
     n_inside = np.bincount(source, minlength=n)
-    keys = np.full((n, n_inside.max(initial=0) + 1), _LAST)
-    place = np.arange(len(source)) - (np.cumsum(n_inside) - n_inside)[source]
     index = pixel * n + source
-    keys[source, place] = _keys(values.ravel()[index], pixel, counts.ravel()[index])
+    keys = np.full((n, n_inside.max(initial=0) + 1), _LAST)
+    keys[np.arange(keys.shape[1]) < n_inside[:, None]] = _keys(
+        values.ravel()[index], pixel, counts.ravel()[index]
+    )
     keys.sort(axis=1)
     reached = below[:, None] + np.cumsum(np.minimum(keys & _COUNT_MASK, SUBPIX**2), axis=1)
     n_below = np.count_nonzero(2 * reached < total[:, None], axis=1)
@@ -215,9 +225,7 @@ def _middle_of_some(
     return ordered[rows, first], ordered[rows, last]
 
 
-def _medians_of_all(
-    values: NDArray[np.float32], counts: NDArray[np.uint8]
-) -> NDArray[np.float64]:
+def _medians_of_all(values: NDArray[np.float32], counts: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Weighted medians (n,) of values (T, n), in the order in which SEP adds the weights up."""
     half = 0.5 * np.cumsum(_WEIGHT.take(counts), axis=0)[-1]
     keys = np.ascontiguousarray(_keys(values, np.arange(len(values))[:, None], counts).T)

@@ -51,7 +51,7 @@ def sep_frame(
 def mask_of(frame: Frame) -> NDArray[np.uint8]:
     """The masked pixels of the first plane, as SEP takes them: not 0."""
     (bad,) = frame.bad
-    return bad & Bad.MASKED if (bad > Bad.MASKED).any() else bad
+    return bad & Bad.MASKED if bad.max() > Bad.MASKED else bad
 
 
 def scattered(valid: NDArray[np.bool_], values: Any, fill: float = np.nan) -> NDArray:

@@ -33,9 +33,10 @@ MARGIN = 0.7072
 """A pixel whose centre lies so much inside of a circle, or outside, is not split to sub-pixels."""
 
 BAND = 1 << 21
-"""Pixels of circles that are in memory at once."""
+"""Pixels of the circles whose pairs are summed at once."""
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def sep_grouped_optimal_sums(
     frame: Frame,
     pos: Positions,
@@ -67,6 +68,7 @@ def sep_grouped_optimal_sums(
     annulus : AnnulusMeans, optional
         Backgrounds to subtract; a group has the mean of its members' ones, weighted with the areas.
     radius_factor : float
+        Of SEP, which links the sources anew.
 
     Returns
     -------
@@ -82,15 +84,15 @@ def sep_grouped_optimal_sums(
     measured = pos.valid & (groups.id > 0) & has_profile(r, fwhm)
     members = _make_members(pos, groups, pos.order[measured[pos.order]], r, fwhm)
     level, error, missing = _group_background(members, annulus)
-    alone = np.zeros(len(members))
+    ones, alone = None, np.zeros(len(members))
     if annulus is not None:
-        alone, _, _ = circle_sums(frame, constant(frame), *members.circles)
-    flux, variance, flag = np.empty(len(members)), np.empty(len(members)), members.size.copy()
+        ones = constant(frame)
+        alone, _, _ = circle_sums(frame, ones, *members.circles)
+    flux, variance = np.empty(len(members)), np.empty(len(members))
+    flag = np.empty(len(members), np.int64)
     left_to_sep = (members.size <= MAX_EXACT_GROUP) & ~_in_close_company(members)
-    for i, fit in (
-        (left_to_sep, functools.partial(_fit_by_sep, radius_factor=radius_factor)),
-        (~left_to_sep, _fit_in_blocks),
-    ):
+    fit_by_sep = functools.partial(_fit_by_sep, ones=ones, radius_factor=radius_factor)
+    for i, fit in ((left_to_sep, fit_by_sep), (~left_to_sep, _fit_in_blocks)):
         flux[i], variance[i], flag[i] = fit(frame, members.take(i), level[i], alone[i])
     if gain is not None:
         # Of sources alone, the background counts as their light.
@@ -196,28 +198,28 @@ def _fit_by_sep(
     members: _Members,
     level: NDArray[np.float64],
     alone: NDArray[np.float64],
+    ones: NDArray[np.float32] | None,
     radius_factor: float,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
     """Flux without background, variance and flag of each member, fitted by SEP.
 
-    `alone` is how the flux of each member on its own responds to a background of 1.
+    `alone` is how the flux of each member on its own responds to a background of 1, which is `ones`
+    where backgrounds are subtracted.
     """
     options: dict[str, Any] = {"grouped": True, "group_radius_factor": radius_factor}
     if not len(members):
         return level, alone, members.size
     flux, fluxerr, flag = circle_sums(frame, frame.data[0], *members.circles, **options)
     response, grouped = alone.copy(), members.size > 1
-    if level[grouped].any():
+    if ones is not None and grouped.any():
         circles = members.take(grouped).circles
-        response[grouped], _, _ = circle_sums(frame, constant(frame), *circles, **options)
+        response[grouped], _, _ = circle_sums(frame, ones, *circles, **options)
     return flux - level * response, np.square(fluxerr), flag
 
 
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")
 def _fit_in_blocks(
-    frame: Frame,
-    members: _Members,
-    level: NDArray[np.float64],
-    alone: NDArray[np.float64],
+    frame: Frame, members: _Members, level: NDArray[np.float64], alone: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
     """The same from normal equations, solved for groups of any size."""
     flux, fluxerr, flag = circle_sums(frame, frame.data[0], *members.circles)
@@ -262,23 +264,26 @@ def _solve(
         own_noise=nothing, group=members.group, has_constant=nothing > 0,
     )  # fmt: skip
     groups = Groups(members.group + 1, members.size)
-    halo = np.maximum(HALO * group_median(groups, members.fwhm), CORE)
+    halo = np.minimum(HALO * group_median(groups, members.fwhm), max(frame.shape))
+    halo = np.maximum(halo, CORE)
     return solve_groups(equations, members.x, members.y, halo)
 
 
 def _pair_products(frame: Frame, members: _Members) -> tuple[NDArray, NDArray, NDArray]:
     """Pairs i < j of members of one group, and sums of P_i P_j / V over pixels of both circles.
 
-    P is a member's Gaussian and V the variance. Members are sorted by group and y.
+    P is a member's Gaussian and V the variance. Members are sorted by group.
     """
-    r, y = members.r, members.y
-    apart = np.ptp(y) + 4 * r.max() + 4 if len(y) else 0.0  # lines between one group and the next
-    low, high = (members.group * apart + y + sign * (r + 1) for sign in (-1, 1))
-    band = np.cumsum(np.square(2 * r + 3)) // BAND
-    begin = np.append(np.flatnonzero(np.diff(band, prepend=-1)), len(y))
+    height, width = frame.shape
+    first_row, last_row = (
+        members.group * (height + 1) + np.clip(members.y + sign * (members.r + 1), 0, height)
+        for sign in (-1, 1)
+    )
+    band = np.cumsum(np.square(2 * np.minimum(members.r, max(height, width)) + 3)) // BAND
+    begin = np.append(np.flatnonzero(np.diff(band, prepend=-1)), len(band))
     pairs = [(np.zeros(0, np.intp), np.zeros(0, np.intp), np.zeros(0))]
     for first, last in itertools.pairwise(begin):
-        ahead = last + np.flatnonzero(low[last:] <= high[first:last].max())
+        ahead = last + np.flatnonzero(first_row[last:] <= last_row[first:last].max())
         k = np.concatenate([np.arange(first, last), ahead])
         light = _light_on_pixels(frame, members, k)
         product = (light[: last - first] @ light.T.tocsr()).tocoo()

@@ -16,6 +16,7 @@ SUBPIX = 5
 """Sub-pixels along the side of a pixel; one of them in the circle is enough."""
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def sep_optimal_sums(
     frame: Frame,
     pos: Positions,

@@ -95,8 +95,8 @@ struct SepWork {
     float* stamp;      // (rows, columns)
 };
 
-// sums: shared, SEP_NORMAL for each warp and twice as many more; memory: shared or global, doubles for
-// the weights and then floats for everything else
+// sums: shared, SEP_NORMAL for each warp and twice as many more; memory: shared or global, doubles
+// for the weights and then floats for everything else
 __device__ inline SepWork sep_work(const SepPSF& psf, double* sums, double* memory) {
     const int size = psf.rows * psf.columns;
     double* normal = sums + (blockDim.x >> 5) * SEP_NORMAL;
@@ -126,10 +126,9 @@ __device__ inline int sep_first(int centre, int length) {
     return max(-far, min(centre, far)) - length / 2;
 }
 
-// Stamp of a source at (x, y) around a central pixel, divided by its sum in single precision, and
-// that sum.
-__device__ inline double sep_norm_stamp(const SepPSF& psf, double x, double y, int column, int row,
-                                        const SepWork& work) {
+// Stamp of a source at (x, y) around a central pixel, divided by its sum in single precision.
+__device__ inline void sep_norm_stamp(const SepPSF& psf, double x, double y, int column, int row,
+                                      const SepWork& work) {
     const int size = psf.rows * psf.columns;
     sep_stamp(psf, x, y, x - column, y - row, work.combined, work.resampled, work.stamp);
     const double light = sep_stamp_sum(work.stamp, size, work.sums);
@@ -138,7 +137,6 @@ __device__ inline double sep_norm_stamp(const SepPSF& psf, double x, double y, i
         for (int k = threadIdx.x; k < size; k += blockDim.x) work.stamp[k] /= divisor;
     }
     __syncthreads();
-    return light;
 }
 
 __device__ inline bool sep_is_border(const SepPSF& psf, int k) {
@@ -261,8 +259,8 @@ struct SepCholesky {
 #define SEP_MIN_SINGULAR 1e-11
 #define SEP_SWEEPS 12
 
-// Turns two axes in their plane so that the model changes along them in orthogonal ways; false if it
-// did already.
+// Turns two axes in their plane so that the model changes along them in orthogonal ways; false if
+// it did already.
 __device__ inline bool sep_orthogonalise(const SepPSF& psf, const SepWork& work, int a, int b) {
     const SepVector u = work.axes[a], v = work.axes[b];
     double uu = 0, vv = 0, uv = 0;
@@ -334,15 +332,17 @@ __device__ inline SepVector sep_smallest_solution(const SepPSF& psf, const SepWo
     return solution;
 }
 
-// What SEP takes for the solution of a damped step if all derivatives are 0: its decomposition
-// leaves unit vectors in their place.
+// What SEP takes for the solution of a damped step where the flux changes no pixel: its
+// decomposition leaves unit vectors in place of the derivatives.
 __device__ inline SepVector sep_unit_solution(const SepPSF& psf, const SepWork& work,
                                               double damping, const SepVector& shift) {
-    const auto datum = [&](int k) {
+    const auto along = [&](int k, double square, double product) {
+        if (square > 0) return -product / sqrt(square);
         return k < psf.rows * psf.columns ? sep_weighted(work, k) : 0;
     };
-    return {datum(0), (datum(1) + damping * shift.x) / (1 + damping),
-            (datum(2) + damping * shift.y) / (1 + damping)};
+    const double x = along(1, work.normal[3], work.normal[7]) + damping * shift.x;
+    const double y = along(2, work.normal[5], work.normal[8]) + damping * shift.y;
+    return {along(0, work.normal[0], work.normal[6]), x / (1 + damping), y / (1 + damping)};
 }
 
 // Solution of the damped equations; false if there is none.
@@ -412,10 +412,11 @@ __device__ inline SepFit sep_fit_position(const SepImage& image, const SepPSF& p
     const int flag = sep_weigh(image, psf, rules, x, y, column, row, work);
     double flux = rules.damping > 0 ? sep_first_flux(psf, x, y, column, row, work) : 0;
     double dx = 0, dy = 0;
-    bool is_damped = false, is_regular = false;
+    bool moves = true, is_damped = false, is_regular = false;
     int n_iter = 0;
-    for (bool moves = true; moves && n_iter < rules.max_iter; ++n_iter) {
+    for (;; ++n_iter) {
         sep_norm_stamp(psf, x + dx, y + dy, column, row, work);
+        if (!moves || n_iter == rules.max_iter) break;
         sep_make_equations(psf, work);
         is_damped = rules.damping > 0 && fabs(flux) > 1e-30;
         const double damping = is_damped ? rules.damping / (flux * flux) : 0;
@@ -437,7 +438,6 @@ __device__ inline SepFit sep_fit_position(const SepImage& image, const SepPSF& p
             moves = false;
         }
     }
-    sep_norm_stamp(psf, x + dx, y + dy, column, row, work);
     const double chi2 = sep_chi2(psf, flux, work);
     const double damping = is_damped ? rules.damping / (flux * flux) : 0;
     const double variance = is_regular && threadIdx.x == 0 ? sep_flux_variance(work, damping) : 1;

@@ -172,7 +172,6 @@ __device__ inline void load_members(const Fit& fit, const int* rows, const doubl
                                     const double* y0, const double* x, const double* y,
                                     const double* flux) {
     const int size = fit.psf.rows * fit.psf.columns;
-    __syncthreads();  // the members before are done with
     for (int i = threadIdx.x; i < fit.n; i += THREADS) {
         Member& member = fit.members[i];
         const int source = rows[i];
@@ -207,7 +206,7 @@ __device__ inline void load_members(const Fit& fit, const int* rows, const doubl
 // x0, y0, frame, x, y, flux: (n), where sources were at first, their planes, and where they are
 // new_flux to n_iter: (n), results; alone: (n), whether a source has to be fitted alone
 // workspace: n_workspace doubles for each block
-extern "C" __global__ void __launch_bounds__(128, 3) sep_fit_groups(
+extern "C" __global__ void __launch_bounds__(128, 4) sep_fit_groups(
     const float* planes, int n_planes, int height_psf, int width_psf, int degree, float step,
     double psf_x0, double psf_y0, double psf_sx, double psf_sy, int rows_psf, int columns_psf,
     const float* data, const float* err, const unsigned char* bad, const double* light,
@@ -220,19 +219,28 @@ extern "C" __global__ void __launch_bounds__(128, 3) sep_fit_groups(
     double* chi2, long long* n_iter, unsigned char* alone) {
     __shared__ Member members[MAX_MEMBERS];
     __shared__ double of_warp[THREADS / 32], column[3 * MAX_MEMBERS + 1];
+    __shared__ Fit fit;  // of which registers could not hold all
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    const SepPSF psf = {planes, n_planes, height_psf, width_psf, degree,   step,
-                        psf_x0, psf_y0,   psf_sx,     psf_sy,    rows_psf, columns_psf};
-    const SepRules rules = {max_iter, fit_radius, tolerance, max_drift, damping};
-    const Workspace work =
-        workspace_of(psf, workspace + blockIdx.x * n_workspace, max_count, has_light);
     for (int k = blockIdx.x; k < n_systems; k += gridDim.x) {
         const int system = systems[k], n = count[system];
         const int* of_system = rows + begin[system];
-        const int plane = frame[of_system[0]];
-        const SepImage image = sep_image(data, err, bad, height, width, plane, gain);
-        const Fit fit = {psf, image, light + (has_light ? (long long)plane * height * width : 0),
-                         has_light, rules, members, n, work, of_warp, column};
+        __syncthreads();  // the fit before is done with
+        if (threadIdx.x == 0) {
+            const long long plane = (long long)frame[of_system[0]] * height * width;
+            fit.psf = {planes, n_planes, height_psf, width_psf, degree,   step,
+                       psf_x0, psf_y0,   psf_sx,     psf_sy,    rows_psf, columns_psf};
+            fit.image = sep_image(data, err, bad, height, width, frame[of_system[0]], gain);
+            fit.light = light + (has_light ? plane : 0);
+            fit.has_light = has_light;
+            fit.rules = {max_iter, fit_radius, tolerance, max_drift, damping};
+            fit.members = members;
+            fit.n = n;
+            fit.work = workspace_of(fit.psf, workspace + blockIdx.x * n_workspace, max_count,
+                                    has_light);
+            fit.of_warp = of_warp;
+            fit.column = column;
+        }
+        __syncthreads();
         load_members(fit, of_system, x0, y0, x, y, flux);
         int n_steps = 0;
         if (fit_positions) {
@@ -252,7 +260,8 @@ extern "C" __global__ void __launch_bounds__(128, 3) sep_fit_groups(
             const double of_pixels = fit_positions ? chi_squared(fit, i) : NAN;
             if (lane != 0) continue;
             new_flux[source] = member.flux;
-            const double variance = work.solution[i] + image.photon_noise(member.flux);
+            const double variance =
+                fit.work.solution[i] + fit.image.photon_noise(member.flux);
             fluxerr[source] = member.flux > 0 ? sqrt(variance) : 0;
             new_x[source] = member.x + member.dx;
             new_y[source] = member.y + member.dy;
