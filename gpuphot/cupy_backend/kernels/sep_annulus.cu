@@ -116,7 +116,8 @@ __device__ inline double weighted_median(double* sample, int n, double* weight, 
     totals[threadIdx.x] = mine;
     if (threadIdx.x == 0) {
         weight[0] = 0;
-        for (int k = 1; k <= SAMPLES; ++k) weight[k] = weight[k - 1] + 1.0 / SUBPIX * (1.0 / SUBPIX);
+        const double side = 1.0 / SUBPIX, share = side * side;
+        for (int k = 1; k <= SAMPLES; ++k) weight[k] = weight[k - 1] + share;
         weight[SAMPLES + 1] = 1;
     }
     __syncthreads();
@@ -137,7 +138,8 @@ __device__ inline double weighted_median(double* sample, int n, double* weight, 
     const int middle = totals[0];
     const double value = without_tag(sample[middle]);
     if (!totals[1]) return value;
-    // An exact half: here SEP's rounding decides. It adds all the weights in the order of the image.
+    // An exact half: here SEP's rounding decides, and it adds up all the weights in the order of
+    // the image.
     const double next = without_tag(sample[min(middle + 1, n - 1)]);
     const double reached = running_weight(sample, true, middle + 1, weight);
     __syncthreads();

@@ -5,16 +5,12 @@
 //   const double c = circle.coverage(column - x, row - y, subpix);
 //   if (c < 0) continue;                                   SEP does not visit this pixel
 //
-// An annulus has sep_annulus(r_in, r_out) instead, and the box of r_out. A pixel that is visited may
-// have a coverage of 0, which counts for some of SEP's rules and not for others. NaN and huge
+// An annulus has sep_annulus(r_in, r_out) instead, and the box of r_out. A pixel that is visited
+// may have a coverage of 0, which counts for some of SEP's rules and not for others. NaN and huge
 // numbers are allowed anywhere: the box is then empty and truncated, as it is on x86.
 #pragma once
-#include "common.cuh"
-
-#define SEP_TRUNCATED 16
-#define SEP_HAS_MASKED 32
-#define SEP_ALL_MASKED 64
-#define SEP_NON_POSITIVE 128
+#include "overlap.cuh"
+#include "sep_flags.cuh"
 
 #define SEP_MARGIN 0.7072  // a little more than half the diagonal of a pixel
 #define SEP_NOT_VISITED (-1.0)
@@ -64,23 +60,13 @@ __device__ inline double sep_sampled(double dx, double dy, double inner2, double
     return covered;
 }
 
-// Area of a disc between the axes and the corner (a, b).
-__device__ inline double sep_corner(double a, double b, double r) {
-    const double u = fmin(fabs(a), r), v = fmin(fabs(b), r);
-    // A product, not a difference of squares: exact near the rim, never negative.
-    const double s = sqrt((r - u) * (r + u)), t = sqrt((r - v) * (r + v));
-    double area = u * v;
-    if (u > t) area = 0.5 * (u * s + v * t + r * r * (atan2(u, s) + atan2(v, t) - 0.5 * PI));
-    return (a < 0) == (b < 0) ? area : -area;
-}
-
 // Area that a pixel at (dx, dy) and a disc have in common; 0 if they are apart.
 __device__ inline double sep_overlap(double dx, double dy, double r) {
     const double left = dx - 0.5, right = dx + 0.5, low = dy - 0.5, high = dy + 0.5;
     const double near_x = fmax(fmax(left, -right), 0.0), near_y = fmax(fmax(low, -high), 0.0);
     if (near_x * near_x + near_y * near_y > r * r) return 0;
-    const double area = (sep_corner(right, high, r) - sep_corner(left, high, r)) -
-                        (sep_corner(right, low, r) - sep_corner(left, low, r));
+    const double area = overlap(edge_at(left, r), edge_at(right, r), edge_at(low, r),
+                                edge_at(high, r), 0.25 * PI * r * r);
     return fmax(area, 0.0);
 }
 

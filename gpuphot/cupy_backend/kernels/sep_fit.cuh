@@ -9,11 +9,8 @@
 //   sep_fit_position(...)       position and flux of a source on its own; thread 0 gets them
 //   sep_fit_flux(...)           its flux where it is said to be
 #pragma once
+#include "sep_flags.cuh"
 #include "sep_stamps.cuh"
-
-#define SEP_TRUNCATED 16
-#define SEP_HAS_MASKED 32
-#define SEP_ALL_MASKED 64
 
 // A datum and 1 / its standard deviation: 0 for pixels that are not used, the datum as well if that
 // is because they are masked.
