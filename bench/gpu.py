@@ -182,6 +182,8 @@ class Row:
         Of the sources that are measured: slow rows do not need all.
     changes : dict
         What is not as in the case, by the names of its fields.
+    count : callable, optional
+        Takes what `run` takes and returns; makes the case that its work is counted for.
     agreement : Agreement
         With the NumPy backend.
     checked : float
@@ -196,6 +198,7 @@ class Row:
     setup: Callable[[Prepared], Prepared] = field(default=lambda prepared: prepared)
     share: float = 1.0
     changes: dict[str, Any] = field(default_factory=dict)
+    count: Callable[[Prepared, Results], Case] = field(default=lambda on, results: on.case)
     agreement: Agreement = EXACT
     checked: float = 1.0
 
@@ -293,7 +296,6 @@ def _grouped(on: Prepared) -> Results:
 FIT = FitOptions(
     maxiter=20, fit_positions=True, fit_radius=0.0, damp_snthresh=0.0, group_factor=2.0
 )
-FLUXES_ONLY = dataclasses.replace(FIT, fit_positions=False)
 
 
 def _sep_background(on: Prepared) -> Results:
@@ -356,7 +358,8 @@ def _sep_grouped(on: Prepared) -> Results:
     return vars(sums)
 
 
-def _fit(on: Prepared, options: FitOptions = FIT) -> Results:
+def _fit(on: Prepared, fit_positions: bool = True) -> Results:
+    options = dataclasses.replace(FIT, fit_positions=fit_positions)
     return vars(on.ops.sep_psf_fit(on.sep_frame, on.pos, on.psf(planes=True), GAIN, options))
 
 
@@ -365,17 +368,14 @@ def _fit_grouped(on: Prepared) -> Results:
     return vars(on.ops.sep_grouped_psf_fit(on.sep_frame, on.pos, psf, GAIN, FIT))
 
 
-def _fitted(on: Prepared) -> Prepared:
-    """With the number of passes that fits take."""
-    passes = float(on.ops.to_host(_fit(on)["n_iter"]).mean())
-    return dataclasses.replace(on, case=dataclasses.replace(on.case, passes=passes))
+def _count_passes(on: Prepared, fits: Results) -> Case:
+    alone = np.ones(len(on.pos), np.int64)
+    return on.case.with_fits(alone, on.ops.to_host(fits["n_iter"]))
 
 
-def _fitted_in_groups(on: Prepared) -> Prepared:
+def _count_groups(on: Prepared, fits: Results) -> Case:
     groups = on.ops.link_groups(on.pos, on.case.fit_reach)
-    n_iter = _fit_grouped(on)["n_iter"]
-    case = on.case.with_fits(on.ops.to_host(groups.size), on.ops.to_host(n_iter))
-    return dataclasses.replace(on, case=case)
+    return on.case.with_fits(on.ops.to_host(groups.size), on.ops.to_host(fits["n_iter"]))
 
 
 # Stamps for the sums and for the residuals; lists are counted, then written.
@@ -492,19 +492,19 @@ ROWS = (
     ),
     Row(
         "sep-fit", "sep: PSF fits, PSFEx model", ["sep_fit_sources"], _fit, reach=150,
-        setup=_fitted, agreement=OF_FITS,
+        count=_count_passes, agreement=OF_FITS,
     ),
     Row(
         "sep-fluxes", "sep: PSF fits, fluxes only", ["sep_fit_sources/fluxes"],
-        partial(_fit, options=FLUXES_ONLY), agreement=OF_FITS,
+        partial(_fit, fit_positions=False), agreement=OF_FITS,
     ),
     Row(
         "sep-fit-grouped", "sep: PSF fits of groups", _KERNELS_OF_FITS, _fit_grouped,
-        setup=_fitted_in_groups, share=SPARSE, agreement=OF_FITS, checked=SPARSE,
+        count=_count_groups, share=SPARSE, agreement=OF_FITS, checked=SPARSE,
     ),
     Row(
         "sep-fit-blocks", "sep: PSF fits of large groups, in blocks", _KERNELS_OF_BLOCKS,
-        _fit_grouped, setup=_fitted_in_groups, agreement=OF_FITS, checked=SPARSE,
+        _fit_grouped, count=_count_groups, agreement=OF_FITS, checked=SPARSE,
     ),
 )  # fmt: skip
 
@@ -586,13 +586,13 @@ def _time_row(
             device.synchronize()
             clock.read()
             flush()
-            row.run(ready)
+            results = row.run(ready)
             kernels.append(clock.read())
     for _ in range(arguments.repeats):
         seconds = device.host_and_wall_seconds(partial(row.run, row.prepared(on)))
         host.append(seconds[0])
         wall.append(seconds[1])
-    case = ready.case
+    case = row.count(ready, results)
     work = [WORK[name](case) for name in row.kernels]
     n_bytes = sum(each.least_bytes(case) for each in work)
     operations = sum(each.operations * each.n_units(case) for each in work)
@@ -975,7 +975,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     problem = probe.find_gpu().problem
     if problem is not None:
         raise SystemExit(problem)
-    case = Case(n_sources=arguments.sources, side=arguments.side, link_radius=arguments.link_radius)
+    case = Case(
+        n_sources=arguments.sources,
+        side=arguments.side,
+        stamp=arguments.stamp,
+        link_radius=arguments.link_radius,
+    )
     report = {"benchmark": "gpu", **harness.circumstances("cupy", PACKAGES)}
     report["gpu"] = measure_card(arguments)
     report["agreement"] = AGREEMENT
@@ -1007,6 +1012,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--numpy-repeats", type=int, default=2, help="timed whole calls of the NumPy backend")
     add("--side", type=int, default=Case.side, help="of the image that primitives work on")
     add("--sources", type=int, default=Case.n_sources, help="on it")
+    add("--stamp", type=int, default=Case.stamp, help="side of stamps of PSF models, in pixels")
     add("--link-radius", type=float, default=Case.link_radius, help="of their groups, in pixels")
     add("--whole-side", type=int, default=side, help="of the image of whole calls")
     add("--whole-sources", type=int, default=sources, help="on it")

@@ -75,7 +75,7 @@ def test_groups_are_those_of_all_pairs(rng, ops, kind, radius):
 @pytest.mark.parametrize("spread", [0.1, 0.5, 2.0])
 def test_sources_with_reaches_of_their_own(rng, ops, kind, typical, spread):
     x, y = random_positions(rng, kind)
-    radius = typical * np.exp(rng.normal(0, spread, len(x)))
+    radius = np.maximum(typical * np.exp(rng.normal(0, spread, len(x))), 1e-3)
     radius[rng.integers(0, len(x), 4)] = np.nan
     identity, size = link(ops, x, y, radius)
     expected = link_pair_by_pair(x, y, radius)

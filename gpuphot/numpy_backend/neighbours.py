@@ -33,7 +33,8 @@ def link_groups(pos: Positions, reach: ArrayLike) -> Groups:
     pos : Positions
     reach : float or (N,) float64 array
         Radii of the circles in pixels: two sources are linked if they are at most the sum of
-        theirs apart. A source with a reach of 0 is a group of its own, and one with NaN in none.
+        theirs apart. A source with a reach below `MIN_REACH` is a group of its own, one with NaN
+        is in none.
 
     Returns
     -------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -25,8 +26,8 @@ from . import nvrtc, standin
 pytest.importorskip("sep_x")
 
 TINY = [
-    "--repeats=1", "--numpy-repeats=1", "--side=128", "--sources=150", "--whole-side=128",
-    "--whole-sources=5", "--crossover-sides=96", "--counts", "2", "4", "--copy-bytes=4096",
+    "--repeats=1", "--numpy-repeats=1", "--side=128", "--sources=120", "--stamp=9",
+    "--whole-side=128", "--whole-sources=5", "--crossover-sides=96", "--counts", "2", "4", "--copy-bytes=4096",
     "--rounds=1", "--launches=1",
 ]  # fmt: skip
 
@@ -58,6 +59,7 @@ def stand_in(monkeypatch):
 
 def run_benchmark(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["bench/gpu.py", *TINY, *map(str, arguments)])
+    monkeypatch.setattr(gpu, "FIT", dataclasses.replace(gpu.FIT, maxiter=1))
     gpu.main()
 
 
@@ -66,7 +68,9 @@ def test_benchmark_of_a_gpu_runs(stand_in, monkeypatch, tmp_path, capsys):
     printed = capsys.readouterr().out
     report = json.loads((tmp_path / "gpu.json").read_text())
     launched = {row["row"]: set(row["by_kernel_s"]) for row in report["kernels"]}
-    assert launched == {row.key: {name.partition("/")[0] for name in row.kernels} for row in gpu.ROWS}
+    assert launched == {
+        row.key: {name.partition("/")[0] for name in row.kernels} for row in gpu.ROWS
+    }
     assert set().union(*launched.values()) == set(KERNELS)
     assert {row["arrays"] for row in report["whole"]} == {"device", "host"}
     assert len(report["crossover"]) == 4

@@ -76,9 +76,7 @@ _ALL = (
     Kernel("sep_list_blocks", "sep_group_links.cu", block=128, max_registers=64),
     Kernel("sep_fit_groups", "sep_group_fit.cu", block=128, max_registers=128),
     Kernel("sep_fit_sources", "sep_fit.cu", block=128, max_registers=128, max_shared=46 * 1024),
-    Kernel(
-        "sep_optimal_sums", "sep_optimal.cu", block=128, max_registers=96, max_shared=24 * 1024
-    ),
+    Kernel("sep_optimal_sums", "sep_optimal.cu", block=128, max_registers=96, max_shared=24 * 1024),
     Kernel(
         "sep_member_stamps",
         "sep_group_optimal.cu",

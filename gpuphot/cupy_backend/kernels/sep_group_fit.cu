@@ -11,7 +11,7 @@
 
 // Fluxes of all members where they are, none of them negative. Their stamps stay, not normed.
 // Returns whether there are enough pixels.
-__device__ inline bool fit_fluxes(const Fit& fit) {
+__device__ __noinline__ bool fit_fluxes(const Fit& fit) {
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     make_stamps(fit, false);
     const Box region = region_of(fit.psf, fit.image, fit.members, fit.n);

@@ -142,7 +142,7 @@ struct Fit {
 };
 
 // Stamps of all members where they are now; of sum 1 if wanted.
-__device__ inline void make_stamps(const Fit& fit, bool normed) {
+__device__ __noinline__ void make_stamps(const Fit& fit, bool normed) {
     const SepPSF& psf = fit.psf;
     const int size = psf.rows * psf.columns;
     for (int i = 0; i < fit.n; ++i) {
