@@ -180,6 +180,8 @@ class Row:
         Makes what the call needs or overwrites, not timed.
     share : float
         Of the sources that are measured: slow rows do not need all.
+    dense : bool
+        Whether these lie side by side, and not all over the image.
     changes : dict
         What is not as in the case, by the names of its fields.
     count : callable, optional
@@ -197,6 +199,7 @@ class Row:
     reach: float | None = None
     setup: Callable[[Prepared], Prepared] = field(default=lambda prepared: prepared)
     share: float = 1.0
+    dense: bool = False
     changes: dict[str, Any] = field(default_factory=dict)
     count: Callable[[Prepared, Results], Case] = field(default=lambda on, results: on.case)
     agreement: Agreement = EXACT
@@ -504,7 +507,8 @@ ROWS = (
     ),
     Row(
         "sep-fit-blocks", "sep: PSF fits of large groups, in blocks", _KERNELS_OF_BLOCKS,
-        _fit_grouped, count=_count_groups, agreement=OF_FITS, checked=SPARSE,
+        _fit_grouped, share=0.05, dense=True, count=_count_groups, agreement=OF_FITS,
+        checked=SPARSE,
     ),
 )  # fmt: skip
 
@@ -521,6 +525,16 @@ def psfex_model(stamp: int, degree: int, side: int) -> PSFModel:
     half = side / 2
     polynomial = {"degree": degree, "x0": half, "y0": half, "sx": half, "sy": half}
     return PSFModel.from_psfex_dict({"data": planes, "sampling": 1.0, **polynomial})
+
+
+def _part(row: Row, on: Prepared, workload: Workload) -> Prepared:
+    """What a row is timed with."""
+    some = _some_sources(len(on.pos), row.share)
+    if not row.dense:
+        return _with_sources(on, workload, some)
+    sources, corner = workload.corner(len(some))
+    part = _with_sources(on, workload, sources)
+    return dataclasses.replace(part, case=dataclasses.replace(part.case, side=len(corner.image)))
 
 
 def _some_sources(n: int, share: float) -> NDArray[np.intp]:
@@ -547,10 +561,7 @@ def measure_kernels(
         _progress(row.title)
         some = checked[_some_sources(len(checked), row.checked)]
         difference = _check(row, *(_with_sources(on, workload, some) for on in (on_gpu, on_cpu)))
-        n = len(on_gpu.pos)
-        part = on_gpu
-        if row.share < 1:
-            part = _with_sources(on_gpu, workload, _some_sources(n, row.share))
+        part = _part(row, on_gpu, workload)
         results.append(_time_row(row, part, ceilings, arguments))
         results[-1]["largest_difference"] = difference
     return results

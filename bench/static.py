@@ -17,7 +17,9 @@ from .traffic import WORK, Case, Work
 
 ARCHITECTURE = 90
 LEAST_OCCUPANCY = 0.25
-REASONS: dict[str, str] = {}
+REASONS = {
+    "sep_fit_groups": "its threads keep nine sums of products of derivatives in double precision.",
+}
 """By kernel: why its occupancy may be less."""
 
 

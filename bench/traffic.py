@@ -663,7 +663,7 @@ def _add_inverse_product(case: Case) -> Work:
 # ---- SEP's conventions: planes of single precision
 
 SINGLE = 0.5
-SEP_BAD = 4 + 1  # data and bad
+SEP_VALUE = 4 + 1  # data and bad
 SEP_PIXEL = 4 + 4 + 1  # data, err, bad
 SEP_MARGIN = 0.7072  # of a circle: pixels whose centre is nearer to it may be cut
 DISTANCE = 2 * 2 + 3 + 2  # of a pixel: two differences, converted and squared; two comparisons
@@ -732,7 +732,7 @@ def _sep_annulus_median(case: Case) -> Work:
     work = Work(
         unit="source",
         pixels=n,
-        bytes_per_pixel=SEP_BAD,
+        bytes_per_pixel=SEP_VALUE,
         own_bytes=SEP_ANNULUS + 8,
         operations=_ring_samples(case.annulus) + sort_operations(padded(n)),
     )
@@ -744,7 +744,7 @@ def _sep_annulus_median_streaming(case: Case) -> Work:
     return Work(
         unit="source",
         pixels=sampled_ring(case.wide_annulus),
-        bytes_per_pixel=SEP_BAD,
+        bytes_per_pixel=SEP_VALUE,
         own_bytes=SEP_ANNULUS + 8,
         operations=5 * _ring_samples(case.wide_annulus),
     )
@@ -755,7 +755,7 @@ def _sep_annulus_means(case: Case) -> Work:
     work = Work(
         unit="source",
         pixels=n,
-        bytes_per_pixel=SEP_BAD,
+        bytes_per_pixel=SEP_VALUE,
         own_bytes=SEP_ANNULUS + 3 * 8,
         # Clipping searches the sorted sample; sums of all and of what is left.
         operations=sep_box_pixels(case.annulus[1]) * DISTANCE
@@ -776,7 +776,7 @@ def _sep_annulus_means_streaming(case: Case) -> Work:
     return Work(
         unit="source",
         pixels=n,
-        bytes_per_pixel=SEP_BAD,
+        bytes_per_pixel=SEP_VALUE,
         own_bytes=SEP_ANNULUS + 3 * 8,
         operations=n_passes * (candidates + 6 * n),
     )
@@ -911,7 +911,7 @@ def _sep_winpos(case: Case) -> Work:
     return Work(
         unit="source",
         pixels=visited,
-        bytes_per_pixel=SEP_BAD,
+        bytes_per_pixel=SEP_VALUE,
         own_bytes=SEP_MOVED,
         operations=WINDOW_STEPS * step + shares,
     )
@@ -923,7 +923,7 @@ def _sep_psf_winpos(case: Case) -> Work:
     return Work(
         unit="source",
         pixels=stamp.pixels,
-        bytes_per_pixel=SEP_BAD,
+        bytes_per_pixel=SEP_VALUE,
         own_bytes=SEP_MOVED,
         operations=PSF_WINDOW_STEPS * step,
         cached_bytes=PSF_WINDOW_STEPS * stamp.cached_bytes,
@@ -960,10 +960,10 @@ def _sep_mesh_maps(case: Case) -> Work:
     )
 
 
-SEP_VARIANCE = 5 + 2 + DIVISION + 1  # noise squared, compared; the pixel's own light
+SEP_VARIANCE = 4 + 2 + DIVISION + 1  # noise squared, compared; the pixel's own light
 SEP_WEIGHT = SEP_VARIANCE + 2 * DIVISION + 1  # of a pixel in fits
-CHOLESKY = 9 * DIVISION + 12  # of three parameters
-SUBSTITUTION = 7 * DIVISION + 12
+CHOLESKY = 6 * DIVISION + 14  # of three parameters
+SUBSTITUTION = 6 * DIVISION + 12
 
 
 def _sep_fit_sources(case: Case) -> Work:
@@ -985,7 +985,7 @@ def _sep_fit_sources(case: Case) -> Work:
 
 def _sep_fit_fluxes(case: Case) -> Work:
     work, stamp = _sep_fit_sources(case), sep_stamp(case)
-    products = SEP_VARIANCE + 3 + 2 * (2 + DIVISION)
+    products = SEP_VARIANCE + 4 + 3 + (3 + DIVISION) + (2 + DIVISION)
     return replace(
         work,
         operations=_normed(stamp) + stamp.pixels * products + 2 * BLOCK_SUM + 3 * DIVISION,
@@ -1036,11 +1036,12 @@ def _sep_fit_groups(case: Case) -> Work:
     # The same for fluxes, which are solved for in rounds; their variances.
     fluxes = _normed(stamp) + n * (pixel + SINGLE * DIVISION + 2 + 2 * 2) + 2 * WARP_SUM
     fluxes += pairs * (2 * overlap + WARP_SUM)
-    fluxes += POSITIVE_SWEEPS * (2 * m + WARP_SUM + DIVISION + 5) + 2 * m * m / 3 + m / 2 * DIVISION
+    fluxes += POSITIVE_SWEEPS * (2 * m + WARP_SUM + DIVISION + 5) + 2 * m * m / 3 + m * DIVISION
     before = _normed(stamp) if in_blocks else 0
     fitted = m / case.core  # for each member that gets its results there
     misfit = n * (pixel + (others + 1) * (3 + SINGLE * DIVISION + 2) + 3) + 2 * WARP_SUM
-    step_bytes = stamp.cached_bytes + 2 * 3 * 8 * (n + 2 * pairs * overlap) / 2 + 16 * 4.5 * m * m
+    # Derivatives are written, and read for each pair; the factor changes 4.5 m^3 elements.
+    step_bytes = stamp.cached_bytes + 3 * 8 * (n + 2 * pairs * overlap) + 16 * 4.5 * m * m
     return Work(
         unit="member",
         pixels=n,

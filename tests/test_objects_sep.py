@@ -303,6 +303,7 @@ def test_messages_say_what_is_done(backend, options):
 
 
 @by_mode
+@pytest.mark.fresh_seed
 def test_permuted_rows_give_permuted_results(backend, options, scene, rng):
     order = rng.permutation(len(scene.table))
     result = measure(backend, scene.table, scene.image, mask=scene.mask, **options)

@@ -12,7 +12,16 @@ import numpy as np
 import pytest
 
 from bench import gpu, static
-from bench.traffic import WORK, Case, disk_pixels, group_pixels, padded, rim_pixels, ring_pixels
+from bench.traffic import (
+    WORK,
+    Case,
+    disk_pixels,
+    group_pixels,
+    padded,
+    rim_pixels,
+    ring_pixels,
+    sampled_pixels,
+)
 from bench.workloads import MARGIN, make
 from gpuphot import cli
 from gpuphot.cupy_backend import probe
@@ -27,8 +36,8 @@ pytest.importorskip("sep_x")
 
 TINY = [
     "--repeats=1", "--numpy-repeats=1", "--side=128", "--sources=120", "--stamp=9",
-    "--whole-side=128", "--whole-sources=5", "--crossover-sides=96", "--counts", "2", "4", "--copy-bytes=4096",
-    "--rounds=1", "--launches=1",
+    "--whole-side=128", "--whole-sources=5", "--crossover-sides=96", "--counts", "2", "4",
+    "--copy-bytes=4096", "--rounds=1", "--launches=1",
 ]  # fmt: skip
 
 
@@ -64,6 +73,9 @@ def run_benchmark(monkeypatch, *arguments):
 
 
 def test_benchmark_of_a_gpu_runs(stand_in, monkeypatch, tmp_path, capsys):
+    # A large group has to be all of so small a field.
+    rows = [dataclasses.replace(row, share=1.0) if row.dense else row for row in gpu.ROWS]
+    monkeypatch.setattr(gpu, "ROWS", rows)
     run_benchmark(monkeypatch, "--json", tmp_path / "gpu.json")
     printed = capsys.readouterr().out
     report = json.loads((tmp_path / "gpu.json").read_text())
@@ -84,6 +96,29 @@ def test_benchmark_times_nothing_if_the_backends_disagree(stand_in, monkeypatch)
     monkeypatch.setattr(gpu, "ROWS", (row,))
     with pytest.raises(SystemExit, match="x: the backends disagree, nothing more is timed"):
         run_benchmark(monkeypatch, "--parts", "kernels")
+
+
+def fits(n, n_unlike=0, **difference):
+    results = {name: np.full(n, 5.0) for name in ("flux", "fluxerr", "x", "y")}
+    results["flag"] = np.zeros(n, int)
+    for name, value in difference.items():
+        results[name][:n_unlike] += value
+    return results
+
+
+@pytest.mark.parametrize(
+    "difference", [{"flux": 0.06}, {"fluxerr": 0.06}, {"x": 0.02}, {"y": np.nan}, {"flag": 1}]
+)
+def test_a_hundredth_of_all_fits_may_be_unlike(difference):
+    few, many = fits(1000, 9, **difference), fits(1000, 11, **difference)
+    assert gpu.OF_FITS.check("fits", few, fits(1000), None) == 0
+    with pytest.raises(SystemExit, match=f"fits: .*: {next(iter(difference))} by"):
+        gpu.OF_FITS.check("fits", many, fits(1000), None)
+
+
+def test_fits_are_compared_in_errors_and_pixels():
+    found = fits(10, 10, flux=0.04, x=0.005)
+    assert gpu.OF_FITS.check("fits", found, fits(10), None) == pytest.approx(0.04 / 5)
 
 
 def test_benchmark_without_groups_ends_with_a_sentence(stand_in, monkeypatch):
@@ -150,16 +185,20 @@ def test_every_kernel_is_counted():
 def test_counts_of_pixels_are_right_on_average(r):
     rng = np.random.default_rng(1)
     pixel = np.arange(-8, 9)
-    touched = crossed = centred = 0
+    sample = np.arange(-2, 3) / 5
+    touched = crossed = centred = sampled = 0
     for x, y in rng.uniform(-0.5, 0.5, (2000, 2)):
         dx, dy = np.abs(pixel - x), np.abs(pixel - y)[:, None]
         near = np.hypot(np.maximum(dx - 0.5, 0), np.maximum(dy - 0.5, 0)) < r
         inside = np.hypot(dx + 0.5, dy + 0.5) <= r
         touched, crossed = touched + near.sum(), crossed + (near & ~inside).sum()
         centred += (np.hypot(dx, dy) < r).sum()
+        nearest_x, nearest_y = (np.abs(d[..., None] - sample).min(axis=-1) for d in (dx, dy))
+        sampled += (np.hypot(nearest_x, nearest_y) < r).sum()
     assert touched / 2000 == pytest.approx(disk_pixels(r), rel=0.01)
     assert crossed / 2000 == pytest.approx(rim_pixels(r), rel=0.03)
     assert centred / 2000 == pytest.approx(ring_pixels((0, r)), rel=0.01)
+    assert sampled / 2000 == pytest.approx(sampled_pixels(r), rel=0.03)
 
 
 def test_least_bytes_count_shared_pixels_once():
@@ -212,6 +251,23 @@ def test_large_groups_are_solved_in_blocks():
     assert case.core == pytest.approx(0.04 * 32**2)
     assert case.system == pytest.approx(0.04 * (32 + 2 * 32) ** 2)
     assert case.neighbours == pytest.approx(0.04 * 37**2)
+
+
+def test_large_groups_are_fitted_in_blocks():
+    sizes, n_iter = np.full(10_000, 10_000), np.full(10_000, 7)
+    sizes[:100], n_iter[:100] = 1, 3
+    case = Case(n_sources=10_000, side=500).with_fits(sizes, n_iter)
+    assert (case.n_members, case.passes, case.group_passes) == (9900, 3, 7)
+    assert case.core == pytest.approx(0.04 * 16**2)
+    assert case.system == 64
+    assert WORK["sep_fit_sources/single"](case).n_units(case) == 100
+
+
+def test_annuli_that_shared_memory_does_not_hold_are_left_to_another_kernel():
+    case = Case(annulus=(30.0, 50.0))
+    for name in ("sep_annulus_median", "sep_annulus_means"):
+        assert WORK[name](case).operations == 0
+        assert WORK[f"{name}_streaming"](case).operations > 0
 
 
 def test_members_of_groups_are_counted_apart_from_sources():

@@ -21,6 +21,13 @@ from . import (
     standin,
     test_group_kernels,
     test_psf_centroid_kernels,
+    test_sep_annulus_kernels,
+    test_sep_aperture_kernels,
+    test_sep_fit_kernels,
+    test_sep_group_fit_kernels,
+    test_sep_mesh_kernels,
+    test_sep_optimal_kernels,
+    test_sep_stamps_kernels,
     test_stamp_kernels,
 )
 from .sanitized import run_sanitized
@@ -37,6 +44,18 @@ CASES = {
     "plane": {"aper": 3.3, "bg": 7.0, "err": 2.0, "bkgann": (4.0, 8.0), "bkg_order": 1},
     "quadratic": {"aper": 3.3, "bg": 7.0, "err": 2.0, "bkgann": (4.0, 8.0), "bkg_order": 2},
 }
+# The modules that prove other kernels, and the cases that they run.
+OTHERS = [
+    *((module, [(name,) for name in module.MODELS])
+      for module in (test_stamp_kernels, test_psf_centroid_kernels)),
+    *((module, [(name,) for name in module.CASES])
+      for module in (
+          test_group_kernels, test_sep_annulus_kernels, test_sep_aperture_kernels,
+          test_sep_fit_kernels, test_sep_group_fit_kernels, test_sep_mesh_kernels,
+          test_sep_optimal_kernels,
+      )),
+    (test_sep_stamps_kernels, list(test_sep_stamps_kernels.MADE)),
+]  # fmt: skip
 ORDERS = [("reverse", 0), ("random", 1), ("random", 2)]
 
 
@@ -109,12 +128,9 @@ def test_every_kernel_was_executed(machine):
     """Those of the other tests of kernels, too."""
     for case in CASES:
         measure(case)
-    for name in test_stamp_kernels.MODELS:
-        test_stamp_kernels.run(name, "plain")
-    for name in test_psf_centroid_kernels.MODELS:
-        test_psf_centroid_kernels.run(name, "plain")
-    for case in test_group_kernels.CASES:
-        test_group_kernels.run(case, "plain")
+    for module, cases in OTHERS:
+        for each in cases:
+            module.run(*each, "plain")
     executed = {name for name in KERNELS if build.executed[name]}
     print(f"{len(executed)} of {len(KERNELS)} registered kernels were executed")
     assert executed == set(KERNELS)

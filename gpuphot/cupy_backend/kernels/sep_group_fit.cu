@@ -219,7 +219,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) sep_fit_groups(
     double* chi2, long long* n_iter, unsigned char* alone) {
     __shared__ Member members[MAX_MEMBERS];
     __shared__ double of_warp[THREADS / 32], column[3 * MAX_MEMBERS + 1];
-    __shared__ Fit fit;  // of which registers could not hold all
+    __shared__ Fit fit;  // registers would not hold all of it
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     for (int k = blockIdx.x; k < n_systems; k += gridDim.x) {
         const int system = systems[k], n = count[system];

@@ -1,6 +1,9 @@
 // The members of a group, the pixels of their stamps and sums over these.
 //
 // q: reciprocal noise of a pixel, g: its value in units of the noise.
+//
+// Unrolled loops over pixels would take more registers than there are, and functions that are used
+// more than once take long to compile inline.
 #pragma once
 #include "sep_fit.cuh"
 
@@ -122,6 +125,7 @@ struct Fit {
         if (has_light) {
             double of_others = light[index];
             bool is_used = false;
+#pragma unroll 1
             for (int i = 0; i < n; ++i) {
                 const Member& member = members[i];
                 is_used |= rules.reaches(column - member.x, row - member.y);
@@ -183,6 +187,7 @@ __device__ inline int member_sums(const Fit& fit, const Box& region, int i) {
     double* a = fit.work.columns + 3LL * i * size;
     bool masked = false;
     double b0 = 0, b1 = 0, b2 = 0, n00 = 0, n01 = 0, n02 = 0, n11 = 0, n12 = 0, n22 = 0;
+#pragma unroll 1
     for (int k = lane; k < size; k += 32) {
         const int column = member.left + k % n_columns, row = member.top + k / n_columns;
         double a0 = 0, a1 = 0, a2 = 0;
@@ -240,6 +245,7 @@ __device__ inline int flux_sums(const Fit& fit, int i) {
     double* a = fit.work.columns + (long long)i * size;
     bool masked = false;
     double b = 0, power = 0;
+#pragma unroll 1
     for (int k = lane; k < size; k += 32) {
         const int column = member.left + k % n_columns, row = member.top + k / n_columns;
         double a0 = 0;
@@ -273,6 +279,7 @@ __device__ inline void pair_products(const Fit& fit, int i, int j) {
     const double* b = fit.work.columns + (long long)n_kinds * j * size;
     const int across = box.right - box.left, n_common = (int)area_of(box);
     double product[n_kinds][n_kinds] = {};
+#pragma unroll 1
     for (int k = lane; k < n_common; k += 32) {
         const int column = box.left + k % across, row = box.top + k / across;
         const int of_one = (row - one.top) * n_columns + column - one.left;
