@@ -310,15 +310,12 @@ def _sep_stamps(on: Prepared) -> Results:
     return {"stamps": on.ops.sep_psf_stamps(on.psf(planes=True), on.pos.x, on.pos.y)}
 
 
-def _winpos(on: Prepared) -> Results:
-    sigma = on.case.fwhm / FWHM_PER_SIGMA
-    found = on.ops.sep_winpos(on.sep_frame, on.pos, sigma, 0.2 * on.case.fwhm)
-    return dict(zip(("x", "y", "flag"), found, strict=True))
-
-
-def _psf_winpos(on: Prepared) -> Results:
-    psf = on.psf(planes=True)
-    found = on.ops.sep_psf_winpos(on.sep_frame, on.pos, psf, 0.2 * on.case.fwhm)
+def _winpos(on: Prepared, planes: bool) -> Results:
+    fwhm, max_step = on.case.fwhm, 0.2 * on.case.fwhm
+    if planes:
+        found = on.ops.sep_psf_winpos(on.sep_frame, on.pos, on.psf(planes), max_step)
+    else:
+        found = on.ops.sep_winpos(on.sep_frame, on.pos, fwhm / FWHM_PER_SIGMA, max_step)
     return dict(zip(("x", "y", "flag"), found, strict=True))
 
 
@@ -416,8 +413,8 @@ _KERNELS_OF_BLOCKS = (
 )
 
 SPARSE = 0.1
-"""Share of the sources of which groups stay small. Larger ones of more than 64 members are fitted
-in other ways by the two backends."""
+"""Share of the sources, all over the image, whose groups stay small: the two backends fit those of
+more than 64 members in ways of their own."""
 
 
 ROWS = (
@@ -471,9 +468,12 @@ ROWS = (
         reach=2,
     ),
     Row("sep-stamps", "sep: PSFEx stamps", ["sep_psf_stamps"], _sep_stamps),
-    Row("sep-winpos", "sep: windowed centroids", ["sep_winpos"], _winpos),
     Row(
-        "sep-winpos-model", "sep: windowed centroids, PSFEx model", ["sep_psf_winpos"], _psf_winpos
+        "sep-winpos", "sep: windowed centroids", ["sep_winpos"], partial(_winpos, planes=False)
+    ),
+    Row(
+        "sep-winpos-model", "sep: windowed centroids, PSFEx model", ["sep_psf_winpos"],
+        partial(_winpos, planes=True),
     ),
     Row("sep-apertures", "sep: apertures", ["sep_aperture_sums"], _sep_apertures, reach=2),
     Row("sep-median", "sep: annuli, median", ["sep_annulus_median"], _sep_median),

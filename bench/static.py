@@ -17,9 +17,7 @@ from .traffic import WORK, Case, Work
 
 ARCHITECTURE = 90
 LEAST_OCCUPANCY = 0.25
-REASONS = {
-    "sep_fit_groups": "its threads keep nine sums of products of derivatives in double precision.",
-}
+REASONS: dict[str, str] = {}
 """By kernel: why its occupancy may be less."""
 
 

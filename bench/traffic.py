@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from gpuphot.cupy_backend.kernels.registry import KERNELS
 from gpuphot.models.groups import CELL, CORE, MAX_DENSE
 from gpuphot.models.psf import gaussian_size
 from gpuphot.models.sep import FWHM_PER_SIGMA, MAX_FIT_GROUP
@@ -171,7 +172,7 @@ class Case:
     @property
     def core_side(self) -> float:
         """Side of the core of a block where PSFs are fitted: it has few enough members."""
-        side = CORE
+        side = float(CORE)
         while self.density * side**2 > MAX_FIT_GROUP / 2:
             side /= 2
         return side
@@ -194,7 +195,7 @@ class Case:
         of_core = self.density * self.core_side**2
 
         def mean(values: NDArray, of: NDArray[np.bool_]) -> float:
-            return float(values[of].mean()) if of.any() else 0.0
+            return float(values[of].mean()) if of.any() else 1.0
 
         return replace(
             self,
@@ -536,15 +537,17 @@ def _optimal_sums(case: Case) -> Work:
 
 
 def _link_cells(case: Case) -> Work:
-    # Half of the 24 cells around a cell.
-    pairs = 12 * case.density * (CELL * case.link_radius) ** 2
+    # Half of the 24 cells around a cell. The first source of each cell does it all.
+    of_cell = case.density * (CELL * case.link_radius) ** 2
+    pairs, cells = 12 * of_cell, -math.expm1(-of_cell) / of_cell
+    box = 5 * WARP_SUM + 4 * (DIVISION + 5)
     return Work(
         unit="source",
         pixels=0,
         bytes_per_pixel=0,
-        own_bytes=8 + 2 * 8 + 2 * 4,  # cell, position; parent, read and written
-        operations=pairs * (4 + CIRCLE - 1),
-        cached_bytes=pairs * 2 * 8,
+        own_bytes=4 + 8 + 3 * 8 + 2 * 4,  # grid, cell; position, reach; parent, read and written
+        operations=pairs * 8 + cells * box,
+        cached_bytes=pairs * 3 * 8,
     )
 
 
@@ -554,7 +557,7 @@ def _flatten_links(case: Case) -> Work:
 
 def _list_neighbours(case: Case) -> Work:
     # Two launches, of which the second writes the list.
-    own_bytes = 6 * 4 + 8 + 3 * 4 + 4 * case.neighbours / 2
+    own_bytes = 7 * 4 + 8 + 3 * 4 + 4 * case.neighbours / 2
     return Work("member", 0, 0, own_bytes, operations=0, cached_bytes=4 * case.neighbours)
 
 
@@ -704,7 +707,7 @@ def _sep_aperture_sums(case: Case) -> Work:
 
 
 SEP_ANNULUS = POSITION + 3 * 8  # radii, the most pixels that it may hold
-SEP_CAPACITY = 4096  # pixels that shared memory holds
+SEP_CAPACITY = KERNELS["sep_annulus_median"].max_shared // 8  # pixels that shared memory holds
 
 
 def _sorted_or_idle(case: Case, margin: float, work: Work) -> Work:
@@ -1010,12 +1013,13 @@ def _sep_reach(case: Case) -> Work:
 def _sep_list_blocks(case: Case) -> Work:
     # Members as far up or down as the block is long, for each distance that is tried.
     n_distances = 2 if case.density * case.block_side**2 < MAX_FIT_GROUP else 22
-    asked = n_distances * case.density * case.block_side * case.side / case.core
+    core = case.density * case.core_side**2
+    asked = n_distances * case.density * case.block_side * case.side / core
     return Work(
         unit="member",
         pixels=0,
         bytes_per_pixel=0,
-        own_bytes=4 + (3 * 4 + 4 * case.system) / case.core,
+        own_bytes=4 + (3 * 4 + 4 * MAX_FIT_GROUP) / core,
         operations=asked * (2 * 5 + 3 + 2),
         cached_bytes=asked * (2 * 8 + 4),
     )

@@ -35,7 +35,7 @@ from . import nvrtc, standin
 pytest.importorskip("sep_x")
 
 TINY = [
-    "--repeats=1", "--numpy-repeats=1", "--side=128", "--sources=120", "--stamp=9",
+    "--repeats=1", "--numpy-repeats=1", "--side=128", "--sources=120", "--stamp=7",
     "--whole-side=128", "--whole-sources=5", "--crossover-sides=96", "--counts", "2", "4",
     "--copy-bytes=4096", "--rounds=1", "--launches=1",
 ]  # fmt: skip
