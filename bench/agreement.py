@@ -44,7 +44,9 @@ def check(label: str, ours: Table, theirs: Table, link: float | None = None) -> 
         raise SystemExit(f"{label}: there are no sources to compare, nothing is timed")
     differences: dict[str, float] = {}
     for name, scale in _scales(theirs).items():
-        relative = np.abs(np.asarray(ours[name]) - np.asarray(theirs[name])) / scale
+        difference = np.abs(np.asarray(ours[name]) - np.asarray(theirs[name]))
+        with np.errstate(invalid="ignore"):  # a flux of 0 may have an error of 0
+            relative = np.where(difference == 0, 0, difference / scale)
         worst = int(np.argmax(np.where(np.isfinite(relative), relative, np.inf)))
         differences[name] = float(relative[worst])
         if not relative[worst] <= ALLOWED:

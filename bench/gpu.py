@@ -87,7 +87,7 @@ def prepare(backend: str, workload: Workload, sources: NDArray[np.intp], case: C
     level, rms = (spline_surface(ops.to_host(each), (case.cell, case.cell)) for each in cells)
     frame = ops.subtract_background(data.copy(), bad.copy(), level, None, rms, GAIN)
     given = ops.to_device(workload.bg), ops.to_device(workload.err)
-    sep_frame = ops.sep_frame(data.copy(), bad.copy(), *given)
+    sep_frame = ops.sep_frame(image, None, *given)
     pos = _positions(ops, workload, sources)
     return Prepared(ops, image, data, bad, level, rms, frame, sep_frame, pos, case)
 

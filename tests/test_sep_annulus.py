@@ -168,8 +168,7 @@ def test_pixels_of_no_value_do_not_take_part(rng, ops):
     r_in, r_out = np.full(40, 4.0), np.full(40, 8.0)
     background[rng.integers(0, 60, 50), rng.integers(0, 70, 50)] = np.nan
     mask = rng.random(image.shape) < 0.1
-    data, bad = ops.load_image(ops.to_device(image), mask)
-    frame = ops.sep_frame(data, bad, ops.to_device(background), ops.to_device(np.ones_like(image)))
+    frame = ops.sep_frame(*map(ops.to_device, (image, mask, background, np.ones_like(image))))
     masked = sep_frame_of(ops, image, mask | np.isnan(background))
     pos = positions_of(ops, x, y)
     np.testing.assert_array_equal(

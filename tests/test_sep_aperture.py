@@ -15,9 +15,8 @@ NAMES = "flux", "fluxerr", "flag"
 
 def sep_frame_of(ops, image, mask=None, err=1.0):
     """A frame of an image without background."""
-    data, bad = ops.load_image(ops.to_device(np.asarray(image, float)), mask)
     err = ops.to_device(np.array(np.broadcast_to(err, image.shape), float))
-    return ops.sep_frame(data, bad, 0.0, err)
+    return ops.sep_frame(ops.to_device(np.asarray(image, float)), mask, 0.0, err)
 
 
 def sep_scene(rng, seed, shape=(130, 150), n=260):

@@ -78,10 +78,9 @@ class Field:
         self.image, self.x, self.y = image, x, y
 
     def frame(self, ops):
-        data, bad = ops.load_image(ops.to_device(self.image.copy()), self.mask)
         level = np.zeros(self.image.shape)
         level[3, 5] = np.nan  # such a pixel is not masked
-        return ops.sep_frame(data, bad, ops.to_device(level), ops.to_device(self.err))
+        return ops.sep_frame(*map(ops.to_device, (self.image, self.mask, level, self.err)))
 
     def expected(self, ops, psf, gain, options, grouped=False):
         """SEP's own results, rows by fields of `PSFFits`."""

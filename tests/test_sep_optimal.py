@@ -70,9 +70,13 @@ def make_field(rng, n=120, shape=SHAPE, separate=0.2, masked=0.01):
     return Field(image, err, mask, x, y, rng.uniform(0.8, 1.6, n) * fwhm, fwhm)
 
 
+def sep_frame_of(ops, field, background):
+    image, mask, err = map(ops.to_device, (field.image, field.mask, field.err))
+    return ops.sep_frame(image, mask, ops.to_device(np.asarray(background)), err)
+
+
 def prepared(ops, field):
-    data, bad = ops.load_image(ops.to_device(field.image), ops.to_device(field.mask))
-    frame = ops.sep_frame(data, bad, 0.0, ops.to_device(field.err))
+    frame = sep_frame_of(ops, field, 0.0)
     return frame, positions_of(ops, field.x, field.y)
 
 
@@ -149,10 +153,9 @@ def test_pixels_of_the_background_that_are_missing(rng, ops):
     """Only the background is not finite: the pixel is not masked, and spoils the flux."""
     field = make_field(rng)
     row, column = np.round([field.y[30], field.x[30]]).astype(int) % SHAPE
-    data, bad = ops.load_image(ops.to_device(field.image), ops.to_device(field.mask))
     background = np.zeros(SHAPE)
     background[row, column] = np.nan
-    frame = ops.sep_frame(data, bad, ops.to_device(background), ops.to_device(field.err))
+    frame = sep_frame_of(ops, field, background)
     r, fwhm = ops.to_device(field.r), ops.to_device(field.fwhm)
     pos = positions_of(ops, field.x, field.y)
     result = on_host(ops, ops.sep_optimal_sums(frame, pos, r, fwhm, None))
@@ -413,12 +416,11 @@ def test_close_pairs_where_noise_is_undefined(rng, ops):
 
 def test_pixels_without_data_spoil_their_group_only(rng, ops):
     field = make_field(rng, separate=0.7, n=60)
-    data, bad = ops.load_image(ops.to_device(field.image), ops.to_device(field.mask))
     rows = np.flatnonzero(usable(field))[:4]
     row, column = (np.clip(np.round(v[rows]), 0, 129).astype(int) for v in (field.y, field.x))
     background = np.zeros(SHAPE)
     background[row, column] = np.nan
-    frame = ops.sep_frame(data, bad, ops.to_device(background), ops.to_device(field.err))
+    frame = sep_frame_of(ops, field, background)
     r, fwhm = ops.to_device(field.r), ops.to_device(field.fwhm)
     pos = positions_of(ops, field.x, field.y)
     groups = ops.link_groups(pos, r)

@@ -53,9 +53,8 @@ def holes(rng):
 
 
 def sep_frame_of(ops, image, mask=None, bg=0.0):
-    data, bad = ops.load_image(ops.to_device(image), mask)
     background, err = (ops.to_device(np.asarray(v)) for v in (bg, 1.0))
-    return ops.sep_frame(data, bad, background, err)
+    return ops.sep_frame(ops.to_device(image), mask, background, err)
 
 
 def moved(ops, image, mask, x, y, window, bg=0.0):

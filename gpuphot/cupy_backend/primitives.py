@@ -12,7 +12,7 @@ from .mesh import evaluate_surface, mesh_statistics
 from .neighbours import group_median, link_groups
 from .optimal import optimal_sums
 from .render import render_psf_image
-from .sep_annulus import sep_annulus_median, sep_annulus_means
+from .sep_annulus import sep_annulus_means, sep_annulus_median
 from .sep_aperture import sep_aperture_sums
 from .sep_fit import sep_psf_fit
 from .sep_frame import sep_frame

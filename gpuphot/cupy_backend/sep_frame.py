@@ -8,11 +8,13 @@ import cupy
 
 from gpuphot.models.frame import Bad, Frame
 
+from .frame import load_image
 from .launch import to_device
 
 
-def sep_frame(data: Any, bad: Any, background: Any, err: Any) -> Frame:
+def sep_frame(image: Any, mask: Any | None, background: Any, err: Any) -> Frame:
     """Subtract the background, and round data and noise to float32."""
+    data, bad = load_image(image, mask)
     level, noise = (
         cupy.broadcast_to(to_device(values), data.shape) for values in (background, err)
     )

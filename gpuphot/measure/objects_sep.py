@@ -338,15 +338,15 @@ def _prepare_frame(
     pixels: Pixels, bg_size: int, get_bg: bool, ops: Any, log: Log | None
 ) -> tuple[Frame, Array | None, Array | None]:
     """The image without its background, and the maps of background and noise if estimated."""
-    data, bad = ops.load_image(pixels.image, pixels.mask)
     background = rms = None
     if pixels.bg is None or pixels.err is None or get_bg:
-        background, rms = ops.sep_background(data, bad, bg_size)
+        loaded = ops.load_image(pixels.image, pixels.mask)
+        background, rms = ops.sep_background(*loaded, bg_size)
         if log:
             log(f"Background estimated on a mesh of {bg_size} pixels")
     level = background if pixels.bg is None else pixels.bg
     noise = rms if pixels.err is None else pixels.err
-    return ops.sep_frame(data, bad, level, noise), background, rms
+    return ops.sep_frame(pixels.image, pixels.mask, level, noise), background, rms
 
 
 def _to_host(values: Array, ops: Any) -> NDArray:

@@ -10,17 +10,20 @@ from numpy.typing import ArrayLike, NDArray
 from gpuphot.models.frame import Bad, Frame
 
 from .chunks import bands
+from .frame import load_image
 
 
 def sep_frame(
-    data: NDArray[np.float64], bad: NDArray[np.uint8], background: ArrayLike, err: ArrayLike
+    image: NDArray, mask: NDArray[np.bool_] | None, background: ArrayLike, err: ArrayLike
 ) -> Frame:
     """Subtract the background, and round data and noise to float32.
 
     Parameters
     ----------
-    data, bad : (H, W) arrays of `load_image`
-        `bad` is overwritten, and part of the frame that is returned.
+    image : (H, W) array
+        Any real dtype and byte order.
+    mask : (H, W) bool array or None
+        True where masked.
     background : array that broadcasts to (H, W)
     err : array that broadcasts to (H, W)
         Standard deviation of the pixels, used as it is.
@@ -31,21 +34,23 @@ def sep_frame(
         Of float32 planes. Where only the background is not finite, `data` is not, and `bad` has
         the bit `Bad.BACKGROUND`: such a pixel is not masked.
     """
-    shape = data.shape
+    shape = image.shape
     level, noise = (np.broadcast_to(np.asarray(values), shape) for values in (background, err))
-    pixels, sigma = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    data, sigma = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    bad = np.empty(shape, np.uint8)
     for rows in bands(shape):
-        flags = bad[rows]
+        values, flags = load_image(image[rows], None if mask is None else mask[rows])
         with np.errstate(over="ignore", invalid="ignore"):
-            np.subtract(data[rows], level[rows], out=pixels[rows], casting="same_kind")
+            values -= level[rows]
+            data[rows] = values
             sigma[rows] = noise[rows]
-        missing = (flags & Bad.IMAGE) != 0
-        if missing.any():
-            pixels[rows][missing] = 0
-        finite = np.isfinite(pixels[rows])
+        if flags.any():
+            data[rows][(flags & Bad.IMAGE) != 0] = 0
+        finite = np.isfinite(data[rows])
         if not finite.all():
             flags[~finite] |= Bad.BACKGROUND
-    return Frame(data=pixels[None], bad=bad[None], err=sigma[None])
+        bad[rows] = flags
+    return Frame(data=data[None], bad=bad[None], err=sigma[None])
 
 
 def mask_of(frame: Frame) -> NDArray[np.uint8]:

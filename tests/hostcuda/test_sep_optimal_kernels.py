@@ -46,8 +46,7 @@ def measure(backend, case, n):
     factor, _, _ = CASES[case]
     ops = gpuphot.resolve_backend(backend).primitives
     x, y, r, fwhm, image, err, mask = sources(n)
-    data, bad = ops.load_image(ops.to_device(image), ops.to_device(mask))
-    frame = ops.sep_frame(data, bad, 0.0, ops.to_device(err))
+    frame = ops.sep_frame(*map(ops.to_device, (image, mask)), 0.0, ops.to_device(err))
     pos, r, fwhm = positions_of(ops, x, y), ops.to_device(r), ops.to_device(fwhm)
     groups = ops.link_groups(pos, factor * r)
     single = ops.sep_optimal_sums(frame, pos, r, fwhm, 2.0)

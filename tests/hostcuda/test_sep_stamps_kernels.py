@@ -50,8 +50,7 @@ def centroids(ops, name, n=16):
     mask[28:40, 36:48] = True
     background = np.zeros(SHAPE)
     background[50:53, 20] = np.nan, np.inf, -np.inf
-    data, bad = ops.load_image(ops.to_device(image), mask)
-    frame = ops.sep_frame(data, bad, ops.to_device(background), ops.to_device(np.ones(SHAPE)))
+    frame = ops.sep_frame(*map(ops.to_device, (image, mask, background, np.ones(SHAPE))))
     pos = positions_of(ops, x[:n] + 0.25, y[:n] - 0.25)
     window = WINDOWS[name]
     if isinstance(window, float):
