@@ -106,4 +106,6 @@ def _scales(theirs: Table) -> dict[str, Any]:
 
 def typical_difference(ours: Table, flux: NDArray) -> float:
     """Median difference of fluxes in units of their error: is it the same measurement at all?"""
-    return float(np.median(np.abs(flux - ours["flux"]) / ours["fluxerr"]))
+    difference = np.abs(flux - ours["flux"])
+    with np.errstate(invalid="ignore"):  # a flux of 0 may have an error of 0
+        return float(np.nanmedian(difference / ours["fluxerr"]))

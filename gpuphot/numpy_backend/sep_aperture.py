@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from gpuphot.models.frame import Frame, Positions
 from gpuphot.models.sep import SepSums
 
-from .sep_frame import mask_of, scattered
+from .sep_frame import mask_of, rows_of, scattered
 
 
 def sep_aperture_sums(
@@ -41,19 +41,15 @@ def sep_aperture_sums(
     """
     import sep_x
 
-    valid = pos.valid
-    flux, fluxerr, flag = sep_x.sum_circle(
+    rows = rows_of(pos, pos.valid)
+    sums = sep_x.sum_circle(
         frame.data[0],
-        pos.x[valid],
-        pos.y[valid],
-        r[valid],
+        pos.x[rows],
+        pos.y[rows],
+        r[rows],
         err=frame.err[0],
         gain=gain,
         mask=mask_of(frame),
         subpix=subpix,
     )
-    return SepSums(
-        scattered(valid, flux),
-        scattered(valid, fluxerr),
-        scattered(valid, flag.astype(np.int64), 0),
-    )
+    return SepSums(*(scattered(len(pos), rows, values) for values in sums))

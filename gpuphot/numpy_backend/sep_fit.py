@@ -12,7 +12,7 @@ from gpuphot.models.frame import Bad, Frame, Positions
 from gpuphot.models.psf import PSFModel
 from gpuphot.models.sep import FitOptions, PSFFits, SepFlag
 
-from .sep_frame import mask_of
+from .sep_frame import mask_of, rows_of, scattered
 from .sep_stamps import sep_psf
 
 
@@ -38,7 +38,7 @@ def sep_psf_fit(
     -------
     PSFFits
     """
-    rows = np.flatnonzero(pos.valid)
+    rows = rows_of(pos, pos.valid)
     return collect(len(pos), rows, fit_rows(frame, pos, rows, psf, gain, options))
 
 
@@ -112,10 +112,4 @@ def fit_rows(
 
 def collect(n: int, rows: NDArray[np.int64], results: tuple[NDArray, ...]) -> PSFFits:
     """The results of some of n rows; NaN and 0 for the others."""
-    columns = []
-    for values in results:
-        is_float = values.dtype.kind == "f"
-        column = np.full(n, np.nan) if is_float else np.zeros(n, np.int64)
-        column[rows] = values
-        columns.append(column)
-    return PSFFits(*columns)
+    return PSFFits(*(scattered(n, rows, values) for values in results))

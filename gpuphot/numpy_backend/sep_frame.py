@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gpuphot.models.frame import Bad, Frame
+from gpuphot.models.frame import Bad, Frame, Positions
 
 from .chunks import bands
 from .frame import load_image
@@ -59,8 +57,14 @@ def mask_of(frame: Frame) -> NDArray[np.uint8]:
     return bad & Bad.MASKED if bad.max() > Bad.MASKED else bad
 
 
-def scattered(valid: NDArray[np.bool_], values: Any, fill: float = np.nan) -> NDArray:
-    """Results for the valid rows among all rows, (N,); `fill` for the others."""
-    result = np.full(valid.shape, fill, np.asarray(values).dtype)
-    result[valid] = values
+def rows_of(pos: Positions, wanted: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """The wanted rows in canonical order: what is near in the image comes one after the other."""
+    return pos.order[wanted[pos.order]]
+
+
+def scattered(n: int, rows: NDArray[np.intp], values: NDArray) -> NDArray:
+    """Results of some of n rows as float64 or int64; NaN or 0 for the others."""
+    is_float = values.dtype.kind == "f"
+    result: NDArray = np.full(n, np.nan) if is_float else np.zeros(n, np.int64)
+    result[rows] = values
     return result

@@ -21,7 +21,7 @@ from .blocks import GroupSolution, NormalEquations, solve_groups
 from .chunks import ranges
 from .members import thin_crowds
 from .neighbours import group_median
-from .sep_frame import mask_of, scattered
+from .sep_frame import mask_of, rows_of, scattered
 from .sep_optimal import SUBPIX, circle_sums, constant, has_profile
 from .sums import group_sums
 
@@ -82,7 +82,7 @@ def sep_grouped_optimal_sums(
     own, as SEP does. The background is subtracted there, too, which SEP forgets.
     """
     measured = pos.valid & (groups.id > 0) & has_profile(r, fwhm)
-    members = _make_members(pos, groups, pos.order[measured[pos.order]], r, fwhm)
+    members = _make_members(pos, groups, rows_of(pos, measured), r, fwhm)
     level, error, missing = _group_background(members, annulus)
     ones, alone = None, np.zeros(len(members))
     if annulus is not None:
@@ -100,12 +100,8 @@ def sep_grouped_optimal_sums(
         variance += np.where(light > 0, light / gain, 0)
     variance += np.square(error * alone)
     flux[missing] = variance[missing] = np.nan
-    back = np.argsort(members.source)
-    return SepSums(
-        scattered(measured, flux[back]),
-        scattered(measured, np.sqrt(variance[back])),
-        scattered(measured, flag[back], 0),
-    )
+    sums = flux, np.sqrt(variance), flag
+    return SepSums(*(scattered(len(pos), members.source, values) for values in sums))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from gpuphot.models.frame import Frame, Positions
 from gpuphot.models.sep import AnnulusMeans, SepSums
 
-from .sep_frame import mask_of, scattered
+from .sep_frame import mask_of, rows_of, scattered
 
 SUBPIX = 5
 """Sub-pixels along the side of a pixel; one of them in the circle is enough."""
@@ -49,17 +49,16 @@ def sep_optimal_sums(
         0 where no pixel is usable. NaN without a radius or a width, and without a background if
         backgrounds are subtracted.
     """
-    measured = pos.valid & has_profile(r, fwhm)
-    circles = pos.x[measured], pos.y[measured], r[measured], fwhm[measured]
+    rows = rows_of(pos, pos.valid & has_profile(r, fwhm))
+    circles = pos.x[rows], pos.y[rows], r[rows], fwhm[rows]
     flux, fluxerr, flag = circle_sums(frame, frame.data[0], *circles, gain=gain)
     if annulus is not None:
-        level, error = annulus.level[measured], annulus.error[measured]
+        level, error = annulus.level[rows], annulus.error[rows]
         response, _, _ = circle_sums(frame, constant(frame), *circles)
         flux = flux - level * response
         fluxerr = with_error(fluxerr, error * response, level)
-    return SepSums(
-        scattered(measured, flux), scattered(measured, fluxerr), scattered(measured, flag, 0)
-    )
+    sums = flux, fluxerr, flag
+    return SepSums(*(scattered(len(pos), rows, values) for values in sums))
 
 
 def has_profile(r: NDArray[np.float64], fwhm: NDArray[np.float64]) -> NDArray[np.bool_]:

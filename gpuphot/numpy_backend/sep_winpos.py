@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from gpuphot.models.frame import Frame, Positions
 
-from .sep_frame import mask_of, scattered
+from .sep_frame import mask_of, rows_of, scattered
 from .sep_stamps import sep_psf
 
 MIN_SIGMA = 2.0 / 2.35 * 0.5
@@ -74,13 +74,14 @@ def _winpos(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
     import sep_x
 
-    x, y, flag = sep_x.winpos(
+    rows = rows_of(pos, pos.valid)
+    found = sep_x.winpos(
         frame.data[0],
-        pos.x[pos.valid],
-        pos.y[pos.valid],
+        pos.x[rows],
+        pos.y[rows],
         mask=mask_of(frame),
         maxstep=max_step,
         **window,
     )
-    x, y = scattered(pos.valid, x), scattered(pos.valid, y)
-    return x, y, scattered(pos.valid, flag.astype(np.int64), 0)
+    x, y, flag = (scattered(len(pos), rows, values) for values in found)
+    return x, y, flag
