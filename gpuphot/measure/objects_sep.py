@@ -87,9 +87,9 @@ def measure_objects_sep(
         its summary, ``float(fwhm)`` or else its value at the image centre.
     psf : PSFModel, mapping, path, float or sep_x.PSF, optional
         Model to fit, see `gpuphot.PSFModel`: a dictionary as stdpipe makes it or a ``.psf`` file of
-        PSFEx; a number is the FWHM of a Gaussian in pixels, sampled twice a pixel. A `sep_x.PSF`
-        works on the NumPy backend only, because it keeps its data to itself. The FWHM must be
-        known to the model.
+        PSFEx; a number is the FWHM of a Gaussian in pixels, sampled four times a pixel. A
+        `sep_x.PSF` works on the NumPy backend only, because it keeps its data to itself. The FWHM
+        must be known to the model.
     optimal : bool, default False
         Sum pixels weighted with a Gaussian of `fwhm`. Not together with `psf`.
     group_sources : bool, default True

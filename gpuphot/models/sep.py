@@ -17,6 +17,10 @@ from .psf import PSFModel
 FWHM_PER_SIGMA = 2.354820045
 """SEP's value, in the profile of its optimal sums."""
 
+SAMPLES = 4
+"""Along the side of a pixel, of a Gaussian to be fitted. Stamps are sums of samples, of which those
+that the border of a pixel cuts count by their part: two make fluxes 0.7 % wrong, four 0.2 %."""
+
 MAX_EXACT_GROUP = 32
 """Members of the largest group whose optimal sums SEP solves exactly."""
 
@@ -129,12 +133,12 @@ def sampled_gaussian(fwhm: float) -> PSFModel:
     Returns
     -------
     PSFModel
-        Sampled at the centres of two model pixels per pixel, on a square of four FWHM; what
-        ``sep_x.PSF.from_gaussian`` makes.
+        On a square of four FWHM, as ``sep_x.PSF.from_gaussian`` makes it with its `oversampling`
+        of `SAMPLES`.
     """
-    size = 2 * (math.ceil(4 * fwhm) // 2 * 2 + 1)
-    offset = (np.arange(size) - size // 2) / 2
+    size = SAMPLES * (math.ceil(4 * fwhm) // 2 * 2 + 1)
+    offset = (np.arange(size) - size // 2) / SAMPLES
     sigma = fwhm / FWHM_PER_SIGMA
     values = np.exp(-(offset**2 + offset[:, None] ** 2) / (2 * sigma * sigma))
     plane = values / values.sum()
-    return PSFModel(plane[None], sampling=0.5, width=size, height=size, fwhm=float(fwhm))
+    return PSFModel(plane[None], sampling=1 / SAMPLES, width=size, height=size, fwhm=float(fwhm))
