@@ -409,7 +409,7 @@ def test_close_pairs_where_noise_is_undefined(rng, ops):
     field = crowd(rng, 6, 2.0, (14, 14))
     field.x[3], field.y[3] = field.x[1] + 0.01, field.y[1]
     row, column = np.clip(np.round([field.y[1], field.x[1]]), 0, 13).astype(int)
-    field.err[row, column] = np.nan
+    field.err[row, column], field.mask[row, column] = np.nan, False
     result, _, _ = group_and_measure(ops, field, 4.0)
     assert_same(result, field.sep(), 1e-9)
 
@@ -496,7 +496,7 @@ def test_group_of_many_with_one_wide_member(rng, ops, backend):
     field.fwhm[7], field.r[7] = 12.0, 15.0
     (flux, fluxerr, _), identity, size = group_and_measure(ops, field)
     members = np.flatnonzero((identity == identity[np.argmax(size)]) & usable(field))
-    assert len(members) > 700
+    assert len(members) > 400
     expected, error = solve_directly(field, members)
     assert np.abs((flux[members] - expected) / error).max() < 1e-9
     others = members != 7

@@ -201,7 +201,9 @@ extern "C" __global__ void __launch_bounds__(128, 4) sep_annulus_median_streamin
         while (bin < 255 && 2 * (below + histogram[bin]) < total) below += histogram[bin++];
         prefix = prefix << 8 | bin;
     }
-    if (threadIdx.x == 0) level[i] = total ? from_sortable(prefix << 24) : NAN;
+    // Keys of negative values have all bits flipped, the free ones too.
+    const unsigned long long free_bits = prefix >> 39 ? 0 : (1ULL << 24) - 1;
+    if (threadIdx.x == 0) level[i] = total ? from_sortable(prefix << 24 | free_bits) : NAN;
 }
 
 // ---- Clipped means
