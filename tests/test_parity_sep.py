@@ -106,9 +106,9 @@ def without_empty_annuli(scene, r_out):
     table = scene.table.copy()
     x, y = np.asarray(table["x"]), np.asarray(table["y"])
     height, width = scene.image.shape
-    margin = r_out - 3
     with np.errstate(invalid="ignore"):
-        off = (x < -margin) | (y < -margin) | (x > width + margin) | (y > height + margin)
+        off_x, off_y = np.maximum(-x, x - width), np.maximum(-y, y - height)
+        off = np.hypot(np.maximum(off_x, 0), np.maximum(off_y, 0)) > r_out - 4
     table["x"][off] = np.nan
     return type(scene)(scene.image, table, scene.mask)
 
