@@ -77,13 +77,13 @@ class SortedSamples:
         for _ in range(MAX_REJECTIONS):
             median, _, std = self._moments(rows, first[rows], last[rows])
             low[rows], high[rows] = median - CLIP_SIGMA * std, median + CLIP_SIGMA * std
-            lowest = self._at(rows, first[rows])
-            highest = self._at(rows, last[rows] - 1)
+            lowest = values_at(self._values, rows, first[rows])
+            highest = values_at(self._values, rows, last[rows] - 1)
             rows = rows[(lowest < low[rows]) | (highest > high[rows])]
             if not len(rows):
                 break
-            first[rows], last[rows] = self._bisect(
-                rows, first[rows], last[rows], low[rows], high[rows]
+            first[rows], last[rows] = part_within(
+                self._values, rows, first[rows], last[rows], low[rows], high[rows]
             )
         return first, last, low, high
 
@@ -91,7 +91,7 @@ class SortedSamples:
         self, low: NDArray[np.float64], high: NDArray[np.float64]
     ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """The interval of each sample's values that lie in [low, high]."""
-        return self._bisect(np.arange(len(low)), self.first, self.last, low, high)
+        return part_within(self._values, np.arange(len(low)), self.first, self.last, low, high)
 
     @_quiet
     def median_mean_std(
@@ -116,32 +116,40 @@ class SortedSamples:
         self, rows: NDArray[np.intp], first: NDArray[np.intp], last: NDArray[np.intp]
     ) -> NDArray[np.float64]:
         middle = first + last
-        return 0.5 * (self._at(rows, (middle - 1) // 2) + self._at(rows, middle // 2))
+        return 0.5 * (
+            values_at(self._values, rows, (middle - 1) // 2)
+            + values_at(self._values, rows, middle // 2)
+        )
 
-    def _at(self, rows: NDArray[np.intp], index: NDArray[np.intp]) -> NDArray[np.float64]:
-        """Sorted values; any value where the index is outside, as it is for empty intervals."""
-        size = self._values.shape[1]
-        return self._values.ravel().take(rows * size + np.minimum(np.maximum(index, 0), size - 1))
 
-    def _bisect(
-        self,
-        rows: NDArray[np.intp],
-        first: NDArray[np.intp],
-        last: NDArray[np.intp],
-        low: NDArray[np.float64],
-        high: NDArray[np.float64],
-    ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """The part of the intervals [first, last) whose values lie in [low, high]."""
-        rows = np.concatenate([rows, rows])
-        # Both ends at once: the first value not below `low`, and the first one above `high`.
-        bound = np.concatenate([low, np.nextafter(high, np.inf)])
-        begin, end = np.concatenate([first, first]), np.concatenate([last, last])
-        for _ in range(int((last - first).max(initial=0)).bit_length()):
-            middle = (begin + end) // 2
-            below = (self._at(rows, middle) < bound) & (begin < end)
-            begin = np.where(below, middle + 1, begin)
-            end = np.where(below, end, middle)
-        return begin[: len(first)], begin[len(first) :]
+def values_at(
+    ordered: NDArray[np.floating], rows: NDArray[np.intp], index: NDArray[np.intp]
+) -> NDArray[np.float64]:
+    """Values (n,) of some rows; any value where the index is outside, as in empty intervals."""
+    size = ordered.shape[1]
+    index = rows * size + np.minimum(np.maximum(index, 0), size - 1)
+    return ordered.ravel().take(index).astype(np.float64, copy=False)
+
+
+def part_within(
+    ordered: NDArray[np.floating],
+    rows: NDArray[np.intp],
+    first: NDArray[np.intp],
+    last: NDArray[np.intp],
+    low: NDArray[np.float64],
+    high: NDArray[np.float64],
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The part of the intervals [first, last) of sorted rows whose values lie in [low, high]."""
+    rows = np.concatenate([rows, rows])
+    # Both ends at once: the first value not below `low`, and the first one above `high`.
+    bound = np.concatenate([low, np.nextafter(high, np.inf)])
+    begin, end = np.concatenate([first, first]), np.concatenate([last, last])
+    for _ in range(int((last - first).max(initial=0)).bit_length()):
+        middle = (begin + end) // 2
+        below = (values_at(ordered, rows, middle) < bound) & (begin < end)
+        begin = np.where(below, middle + 1, begin)
+        end = np.where(below, end, middle)
+    return begin[: len(first)], begin[len(first) :]
 
 
 def _outward_cumulative_sum(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -18,6 +18,7 @@ from gpuphot.models.frame import Bad, Frame, Positions
 from gpuphot.models.sep import AnnulusMeans
 
 from .chunks import chunks
+from .clipping import part_within, values_at
 from .sums import row_sums
 
 MARGIN = 0.7072
@@ -270,7 +271,7 @@ def _clipped_mean(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean of what clipping leaves, and sum before clipping, of the first n values of each row."""
     first, last = _clip(ordered, n, clip_sigma, clip_iters)
-    reference = _at(ordered, np.arange(len(n)), np.maximum(n - 1, 0) // 2)
+    reference = values_at(ordered, np.arange(len(n)), np.maximum(n - 1, 0) // 2)
     reference[n == 0] = 0
     index = np.arange(ordered.shape[1])
     deviation = ordered - reference[:, None]
@@ -288,24 +289,20 @@ def _clip(
     rows = np.flatnonzero(n)
     for _ in range(clip_iters):
         begin, end = first[rows], last[rows]
-        median = _at(ordered, rows, (begin + end - 1) // 2)
+        median = values_at(ordered, rows, (begin + end - 1) // 2)
         std = STD_PER_MAD * _median_deviation(ordered, rows, begin, end, median)
         low, high = median - clip_sigma * std, median + clip_sigma * std
-        outlying = (_at(ordered, rows, begin) < low) | (_at(ordered, rows, end - 1) > high)
+        outlying = (values_at(ordered, rows, begin) < low) | (
+            values_at(ordered, rows, end - 1) > high
+        )
         changed = np.flatnonzero(outlying & (std > 0))
         if not len(changed):
             break
         rows = rows[changed]
-        first[rows], last[rows] = _between(
+        first[rows], last[rows] = part_within(
             ordered, rows, begin[changed], end[changed], low[changed], high[changed]
         )
     return first, last
-
-
-def _at(
-    ordered: NDArray[np.float32], rows: NDArray[np.intp], index: NDArray[np.intp]
-) -> NDArray[np.float64]:
-    return ordered.ravel().take(rows * ordered.shape[1] + index).astype(np.float64)
 
 
 def _median_deviation(
@@ -324,33 +321,12 @@ def _median_deviation(
     for _ in range(int(half.max(initial=0)).bit_length()):
         middle = (low + high) // 2
         beyond = np.minimum(middle + half + 1, end - 1)
-        to_the_left = median - _at(ordered, rows, middle)
-        closer = (to_the_left > _at(ordered, rows, beyond) - median) & (low < high)
+        to_the_left = median - values_at(ordered, rows, middle)
+        closer = (to_the_left > values_at(ordered, rows, beyond) - median) & (low < high)
         low = np.where(closer, middle + 1, low)
         high = np.where(closer, high, middle)
-    left, right = _at(ordered, rows, low), _at(ordered, rows, low + half)
+    left, right = values_at(ordered, rows, low), values_at(ordered, rows, low + half)
     return np.maximum(median - left, right - median)
-
-
-def _between(
-    ordered: NDArray[np.float32],
-    rows: NDArray[np.intp],
-    begin: NDArray[np.intp],
-    end: NDArray[np.intp],
-    low: NDArray[np.float64],
-    high: NDArray[np.float64],
-) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """The part of the intervals [begin, end) whose values lie in [low, high]."""
-    # Both ends at once: the first value not below `low`, and the first one above `high`.
-    both = np.concatenate([rows, rows])
-    bound = np.concatenate([low, np.nextafter(high, np.inf)])
-    begin, end = np.concatenate([begin, begin]), np.concatenate([end, end])
-    for _ in range(int((end - begin).max(initial=0)).bit_length()):
-        middle = np.minimum((begin + end) // 2, ordered.shape[1] - 1)
-        below = (_at(ordered, both, middle) < bound) & (begin < end)
-        begin = np.where(below, middle + 1, begin)
-        end = np.where(below, end, middle)
-    return begin[: len(rows)], begin[len(rows) :]
 
 
 # ---- Pixels
