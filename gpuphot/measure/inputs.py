@@ -361,6 +361,14 @@ def read_sep_psf(name: str, psf: Any, backend: str) -> Any:
     return sampled_gaussian(model.fwhm) if model.planes is None else model
 
 
+def check_extraction(optimal: bool, psf: Any, fwhm: Any) -> None:
+    """Refuse optimal extraction in SEP's way together with a PSF, or without a FWHM."""
+    if optimal and psf is not None:
+        raise ValueError("psf and optimal=True exclude each other: either fit or sum, got both")
+    if optimal and fwhm is None:
+        raise ValueError("fwhm must be given for optimal extraction, got None")
+
+
 def read_profile(psf: PSFModel | None, fwhm: FWHM | None, scale: float) -> PSFModel:
     """The model of a star: `psf`, or else a Gaussian with the typical FWHM."""
     if psf is not None:

@@ -220,8 +220,7 @@ def measure_objects_sep(
 
     table = inputs.read_table(obj)
     optimal, grouped = inputs.flag("optimal", optimal), inputs.flag("group_sources", group_sources)
-    if optimal and psf is not None:
-        raise ValueError("psf and optimal=True exclude each other: either fit or sum, got both")
+    inputs.check_extraction(optimal, psf, fwhm)
     model = inputs.read_sep_psf("psf", psf, chosen.name)
     centroid_model = inputs.read_sep_psf("centroid_psf", centroid_psf, chosen.name)
     n_iter = inputs.n_iterations("centroid_iter", centroid_iter)
@@ -247,8 +246,6 @@ def measure_objects_sep(
     with ops.device_of(image, mask, bg, err):
         pixels = inputs.read_pixels(image, mask, bg, err, ops)
         scale = inputs.read_scale(fwhm, pixels.shape)
-        if optimal and fwhm is None:
-            raise ValueError("fwhm must be given for optimal extraction, got None")
         r_aper = inputs.radius("aper", aper, scale)
         annulus = inputs.read_annulus(bkgann, scale, may_be_disc=True)
         pos = inputs.read_positions(table, ops)
