@@ -15,6 +15,8 @@ from gpuphot.numpy_backend.sep_fit import find_groupable
 from .psfs import make_psf, model_of
 from .scenes import positions_of
 
+pytestmark = pytest.mark.fresh_seed
+
 sep_x = pytest.importorskip("sep_x")
 
 PSFS = {

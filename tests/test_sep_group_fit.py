@@ -19,6 +19,8 @@ sep_x = pytest.importorskip("sep_x")
 
 from .test_sep_fit import Field, as_sep, on_host, options_of  # noqa: E402
 
+pytestmark = pytest.mark.fresh_seed
+
 CASES = {
     "plain": (make_psf(34, 30, 0.5, 0), {}),
     "gain, degree 2": (make_psf(33, 35, 0.45, 2), {"gain": 1.7}),

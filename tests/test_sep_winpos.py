@@ -11,6 +11,8 @@ from gpuphot.numpy_backend.sep_stamps import sep_psf
 from .psfs import make_psf, model_of
 from .scenes import add_stars, positions_of
 
+pytestmark = pytest.mark.fresh_seed
+
 sep_x = pytest.importorskip("sep_x")
 
 PSFS = {
