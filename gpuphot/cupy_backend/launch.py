@@ -62,6 +62,34 @@ def workspace_items(item_bytes: int) -> int:
     return max(1, workspace // max(1, item_bytes))
 
 
+def scratch(kernel: str, n_blocks: int, n_items: int, dtype: Any) -> tuple[Any, int, int]:
+    """Memory for the blocks of a kernel, of so many items each: shared if it fits, else global.
+
+    Parameters
+    ----------
+    kernel : str
+        Its name in the registry.
+    n_blocks : int
+        Blocks that there are to launch.
+    n_items : int
+    dtype : dtype of the items
+
+    Returns
+    -------
+    workspace : array
+        Empty if shared memory holds what a block needs.
+    n_at_once : int
+        Blocks that may be launched at the same time.
+    shared : int
+        Bytes of shared memory; 0 with a workspace.
+    """
+    n_bytes = np.dtype(dtype).itemsize * n_items
+    if n_bytes <= KERNELS[kernel].max_shared:
+        return cupy.empty(0, dtype), max(1, n_blocks), n_bytes
+    n_at_once = max(1, min(n_blocks, workspace_items(n_bytes)))
+    return cupy.empty(n_at_once * n_items, dtype), n_at_once, 0
+
+
 def as_bytes(values: Any) -> Any:
     """A boolean array as the bytes that kernels take."""
     return values.view(cupy.uint8)

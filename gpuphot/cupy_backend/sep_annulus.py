@@ -9,12 +9,11 @@ import cupy
 import numpy as np
 
 from gpuphot.models.frame import Frame, Positions
-from gpuphot.models.sep import AnnulusMeans
+from gpuphot.models.sep import MARGIN, AnnulusMeans
 
 from .kernels.registry import KERNELS
 from .launch import as_bytes, launch
 
-_HALF_DIAGONAL = 0.7072
 _CORNER_SAMPLE = 0.5657
 """Distance of the outermost of 5 x 5 sub-pixels from the centre of their pixel."""
 
@@ -25,7 +24,7 @@ def sep_annulus_median(frame: Frame, pos: Positions, r_in: Any, r_out: Any) -> A
     height, width = frame.shape
     _launch(
         "sep_annulus_median",
-        _most_pixels(frame, r_in, r_out, _HALF_DIAGONAL + _CORNER_SAMPLE),
+        _most_pixels(frame, r_in, r_out, MARGIN + _CORNER_SAMPLE),
         (
             frame.data, frame.bad, np.int32(height), np.int32(width), pos.x, pos.y, pos.frame,
             as_bytes(pos.valid), r_in, r_out,
@@ -49,7 +48,7 @@ def sep_annulus_means(
     height, width = frame.shape
     _launch(
         "sep_annulus_means",
-        _most_pixels(frame, r_in, r_out, _HALF_DIAGONAL),
+        _most_pixels(frame, r_in, r_out, MARGIN),
         (
             frame.data, frame.err, frame.bad, np.int32(height), np.int32(width), pos.x, pos.y,
             pos.frame, as_bytes(pos.valid), r_in, r_out,

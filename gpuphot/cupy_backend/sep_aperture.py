@@ -8,7 +8,7 @@ import cupy
 import numpy as np
 
 from gpuphot.models.frame import Frame, Positions
-from gpuphot.models.sep import SepSums
+from gpuphot.models.sep import SUBPIX, SepSums
 
 from .launch import as_bytes, blocks, launch
 
@@ -16,7 +16,7 @@ _WARPS = 4
 
 
 def sep_aperture_sums(
-    frame: Frame, pos: Positions, r: Any, gain: float | None, subpix: int = 5
+    frame: Frame, pos: Positions, r: Any, gain: float | None, subpix: int = SUBPIX
 ) -> SepSums:
     """Sums over circular apertures of sub-pixels, ``sep_x.sum_circle``."""
     n = len(pos)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +13,7 @@ from gpuphot.models.frame import Frame, Positions
 from gpuphot.models.psf import PSFModel
 from gpuphot.models.sep import FitOptions, PSFFits, SepFlag
 
-from .kernels.registry import KERNELS
-from .launch import as_bytes, launch, workspace_items
+from .launch import as_bytes, launch, scratch
 from .sep_stamps import psf_arguments, scratch_floats, stamp_shape
 
 
@@ -31,14 +31,15 @@ def sep_psf_fit(
     of_sources = pos.x, pos.y, pos.frame, as_bytes(pos.valid)
     of_fit = *psf_arguments(psf), *rule_arguments(psf, options)
     mode = np.int32(options.fit_positions)
-    workspace, step, n_work, shared = _scratch(psf, n)
+    n_work = _scratch_doubles(psf)
+    workspace, step, shared = scratch("sep_fit_sources", n, n_work, cupy.float64)
     for begin in range(0, n, step):
-        scratch = np.int32(begin), workspace, np.int32(n_work), np.int32(shared > 0)
+        of_scratch = np.int32(begin), workspace, np.int32(n_work), np.int32(shared > 0)
         launch(
             "sep_fit_sources",
             min(step, n - begin),
             (
-                *of_image, *of_sources, *of_fit, *scratch, mode, flux, fluxerr, x, y, chi2, flag,
+                *of_image, *of_sources, *of_fit, *of_scratch, mode, flux, fluxerr, x, y, chi2, flag,
                 n_iter,
             ),
             shared,
@@ -63,15 +64,7 @@ def rule_arguments(psf: PSFModel, options: FitOptions) -> tuple[Any, ...]:
     return np.int32(options.maxiter), *(np.float64(length) for length in lengths)
 
 
-def _scratch(psf: PSFModel, n_blocks: int) -> tuple[Any, int, int, int]:
-    """Workspace, blocks at once, doubles of scratch of a block, and bytes of shared memory.
-
-    The workspace is empty if shared memory holds what a block needs; else there is none of that.
-    """
-    rows, columns = stamp_shape(psf)
-    size = rows * columns
-    n_work = size + (size + scratch_floats(psf) + 1) // 2
-    if 8 * n_work <= KERNELS["sep_fit_sources"].max_shared:
-        return cupy.empty(0), max(1, n_blocks), n_work, 8 * n_work
-    n_at_once = max(1, min(n_blocks, workspace_items(8 * n_work)))
-    return cupy.empty(n_at_once * n_work), n_at_once, n_work, 0
+def _scratch_doubles(psf: PSFModel) -> int:
+    """Scratch of a block: weights of the pixels of a stamp, then floats for everything else."""
+    size = math.prod(stamp_shape(psf))
+    return size + (size + scratch_floats(psf) + 1) // 2

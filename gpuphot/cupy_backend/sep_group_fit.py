@@ -14,10 +14,11 @@ from gpuphot.models.groups import CORE
 from gpuphot.models.psf import PSFModel
 from gpuphot.models.sep import MAX_FIT_GROUP, FitOptions, PSFFits
 
-from .launch import as_bytes, blocks, launch, workspace_items
+from .launch import as_bytes, blocks, launch, scratch, workspace_items
 from .neighbours import link_groups, runs
+from .render import add_stamps
 from .sep_fit import find_groupable, rule_arguments, sep_psf_fit
-from .sep_stamps import psf_arguments, scratch_floats, scratch_of, sep_psf_stamps, stamp_shape
+from .sep_stamps import psf_arguments, scratch_floats, sep_psf_stamps, stamp_shape
 
 _CLASSES = 2, 4, 8, 16, 32, MAX_FIT_GROUP
 """Members of a group. Groups of up to 2, of up to 4 and so on are fitted apart, so that small ones
@@ -35,7 +36,7 @@ _ROUNDS = 3
 _ACCURACY = 0.1
 """Last steps in blocks, in those of groups, lest rounds go on where they ended."""
 
-_WARPS, _TILE = 4, 16
+_WARPS = 4
 
 
 def sep_grouped_psf_fit(
@@ -61,11 +62,11 @@ def _reach(frame: Frame, pos: Positions, psf: PSFModel, options: FitOptions) -> 
         return cupy.where(groupable, options.fit_radius, cupy.nan)
     n = len(pos)
     reach = cupy.empty(n)
-    workspace, step, shared = scratch_of(psf, "sep_reach", n)
-    scratch = workspace, np.int32(scratch_floats(psf)), np.int32(shared > 0)
+    workspace, step, shared = scratch("sep_reach", n, scratch_floats(psf), cupy.float32)
+    of_scratch = workspace, np.int32(scratch_floats(psf)), np.int32(shared > 0)
     of_sources = pos.x, pos.y, as_bytes(groupable)
     for begin in range(0, n, step):
-        arguments = *psf_arguments(psf), *of_sources, np.int32(begin), *scratch, reach
+        arguments = *psf_arguments(psf), *of_sources, np.int32(begin), *of_scratch, reach
         launch("sep_reach", min(step, n - begin), arguments, shared)
     return reach
 
@@ -256,22 +257,8 @@ def _add_stars(image: Any, psf: PSFModel, x: Any, y: Any, flux: Any) -> None:
         (v + 0.5).astype(cupy.int32) - np.int32(size // 2)
         for v, size in ((y, n_rows), (x, n_columns))
     )
-    height, width = image.shape
-    top = cupy.arange(blocks(height, _TILE), dtype=cupy.int32) * _TILE
-    first = cupy.searchsorted(row, top - n_rows, side="right")
-    last = cupy.searchsorted(row, top + _TILE, side="left")
-    step = workspace_items(8 * n_rows * n_columns)
-    for begin in range(0, len(x), step):
-        end = min(begin + step, len(x))
-        launch(
-            "render_tiles",
-            blocks(height, _TILE) * blocks(width, _TILE),
-            (
-                sep_psf_stamps(psf, x[begin:end], y[begin:end]), np.int32(n_rows),
-                np.int32(n_columns), row, column, flux, first, last, np.int64(begin),
-                np.int64(end), np.int32(height), np.int32(width), image,
-            ),
-        )  # fmt: skip
+    shape = n_rows, n_columns
+    add_stamps(image, lambda part: sep_psf_stamps(psf, x[part], y[part]), shape, row, column, flux)
 
 
 def _by_class(count: Any) -> list[tuple[int, Any]]:

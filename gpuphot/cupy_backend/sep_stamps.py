@@ -11,8 +11,7 @@ import numpy as np
 
 from gpuphot.models.psf import PSFModel
 
-from .kernels.registry import KERNELS
-from .launch import launch, to_device, workspace_items
+from .launch import launch, scratch, to_device
 
 
 def sep_psf_stamps(psf: PSFModel, x: Any, y: Any) -> Any:
@@ -20,12 +19,12 @@ def sep_psf_stamps(psf: PSFModel, x: Any, y: Any) -> Any:
     n = len(x)
     stamps = cupy.empty((n, *stamp_shape(psf)))
     x, y = (cupy.ascontiguousarray(to_device(v).astype(cupy.float64)) for v in (x, y))
-    workspace, step, shared = scratch_of(psf, "sep_psf_stamps", n)
+    workspace, step, shared = scratch("sep_psf_stamps", n, scratch_floats(psf), cupy.float32)
     model = psf_arguments(psf)
     for begin in range(0, n, step):
         n_blocks = min(step, n - begin)
-        scratch = (workspace, np.int32(scratch_floats(psf)), np.int32(shared > 0))
-        arguments = (*model, x, y, np.int32(begin), *scratch, stamps)
+        of_scratch = (workspace, np.int32(scratch_floats(psf)), np.int32(shared > 0))
+        arguments = (*model, x, y, np.int32(begin), *of_scratch, stamps)
         launch("sep_psf_stamps", n_blocks, arguments, shared)
     return stamps
 
@@ -56,33 +55,6 @@ def scratch_floats(psf: PSFModel) -> int:
     height, width = psf.planes.shape[1:]
     rows, columns = stamp_shape(psf)
     return height * width + height * columns + rows * columns
-
-
-def scratch_of(psf: PSFModel, kernel: str, n_blocks: int) -> tuple[Any, int, int]:
-    """Where the blocks of a kernel make their stamps.
-
-    Parameters
-    ----------
-    psf : PSFModel
-    kernel : str
-        Its name in the registry.
-    n_blocks : int
-        Blocks that there are to launch.
-
-    Returns
-    -------
-    workspace : float32 array
-        Empty if shared memory holds a stamp.
-    n_at_once : int
-        Blocks that may be launched at the same time.
-    shared : int
-        Bytes of shared memory; 0 with a workspace.
-    """
-    n_bytes = 4 * scratch_floats(psf)
-    if n_bytes <= KERNELS[kernel].max_shared:
-        return cupy.empty(0, cupy.float32), max(1, n_blocks), n_bytes
-    n_at_once = max(1, min(n_blocks, workspace_items(n_bytes)))
-    return cupy.empty(n_at_once * scratch_floats(psf), cupy.float32), n_at_once, 0
 
 
 @functools.lru_cache(maxsize=16)

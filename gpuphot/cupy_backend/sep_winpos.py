@@ -9,12 +9,10 @@ import numpy as np
 
 from gpuphot.models.frame import Frame, Positions
 from gpuphot.models.psf import PSFModel
+from gpuphot.models.sep import MIN_SIGMA
 
-from .launch import as_bytes, blocks, launch
-from .sep_stamps import psf_arguments, scratch_floats, scratch_of
-
-MIN_SIGMA = 2.0 / 2.35 * 0.5
-"""SEP's narrowest window, in pixels."""
+from .launch import as_bytes, blocks, launch, scratch
+from .sep_stamps import psf_arguments, scratch_floats
 
 _WARPS = 4
 
@@ -33,11 +31,11 @@ def sep_psf_winpos(
 ) -> tuple[Any, Any, Any]:
     """Windowed centroids whose window is the PSF stamp at the position."""
     n, moved = len(pos), _empty_result(len(pos))
-    workspace, n_at_once, shared = scratch_of(psf, "sep_psf_winpos", n)
-    scratch = (workspace, np.int32(scratch_floats(psf)), np.int32(shared > 0))
+    workspace, n_at_once, shared = scratch("sep_psf_winpos", n, scratch_floats(psf), cupy.float32)
+    of_scratch = (workspace, np.int32(scratch_floats(psf)), np.int32(shared > 0))
     of_all = (*psf_arguments(psf), *_sources(frame, pos))
     for begin in range(0, n, n_at_once):
-        arguments = (*of_all, np.int32(begin), np.float64(max_step), *scratch, *moved)
+        arguments = (*of_all, np.int32(begin), np.float64(max_step), *of_scratch, *moved)
         launch("sep_psf_winpos", min(n_at_once, n - begin), arguments, shared)
     return moved
 

@@ -17,6 +17,16 @@ from .psf import PSFModel
 FWHM_PER_SIGMA = 2.354820045
 """SEP's value, in the profile of its optimal sums."""
 
+SUBPIX = 5
+"""Sub-pixels along the side of a pixel of apertures and annuli."""
+
+MARGIN = 0.7072
+"""In pixels, half the diagonal of one as SEP has it: a pixel whose centre lies so far inside of a
+circle, or outside, is not split to sub-pixels."""
+
+MIN_SIGMA = 2.0 / 2.35 * 0.5
+"""Of the narrowest window of centroids, in pixels."""
+
 SAMPLES = 4
 """Along the side of a pixel, of a Gaussian to be fitted. Stamps are sums of samples, of which those
 that the border of a pixel cuts count by their part: two make fluxes 0.7 % wrong, four 0.2 %."""

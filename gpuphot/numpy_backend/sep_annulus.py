@@ -15,17 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuphot.models.frame import Bad, Frame, Positions
-from gpuphot.models.sep import AnnulusMeans
+from gpuphot.models.sep import MARGIN, SUBPIX, AnnulusMeans
 
 from .chunks import chunks
 from .clipping import part_within, values_at
 from .sums import row_sums
-
-MARGIN = 0.7072
-"""Half the diagonal of a pixel, as SEP has it: pixels this far inside are not sampled."""
-
-SUBPIX = 5
-"""Samples along the side of a pixel."""
 
 STD_PER_MAD = 1.4826
 """SEP's standard deviation of pixels with a median absolute deviation of 1."""

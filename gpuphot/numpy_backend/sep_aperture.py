@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuphot.models.frame import Frame, Positions
-from gpuphot.models.sep import SepSums
+from gpuphot.models.sep import SUBPIX, SepSums
 
 from .sep_frame import mask_of, rows_of, scattered
 
@@ -16,7 +16,7 @@ def sep_aperture_sums(
     pos: Positions,
     r: NDArray[np.float64],
     gain: float | None,
-    subpix: int = 5,
+    subpix: int = SUBPIX,
 ) -> SepSums:
     """Sums over circular apertures of sub-pixels, ``sep_x.sum_circle``.
 

@@ -15,22 +15,27 @@ from scipy.special import erf
 
 from gpuphot.models.frame import Bad, Frame, Groups, Positions
 from gpuphot.models.groups import CORE
-from gpuphot.models.sep import FWHM_PER_SIGMA, HALO, MAX_EXACT_GROUP, AnnulusMeans, SepSums
+from gpuphot.models.sep import (
+    FWHM_PER_SIGMA,
+    HALO,
+    MARGIN,
+    MAX_EXACT_GROUP,
+    SUBPIX,
+    AnnulusMeans,
+    SepSums,
+)
 
 from .blocks import GroupSolution, NormalEquations, solve_groups
 from .chunks import ranges
 from .members import thin_crowds
 from .neighbours import group_median
 from .sep_frame import mask_of, rows_of, scattered
-from .sep_optimal import SUBPIX, circle_sums, constant, has_profile
+from .sep_optimal import circle_sums, constant, has_profile
 from .sums import group_sums
 
 CLOSE = 0.1
 """Groups with members nearer to each other, in pixels, are not left to SEP: it has no answer but
 rounding errors where members coincide."""
-
-MARGIN = 0.7072
-"""A pixel whose centre lies so much inside of a circle, or outside, is not split to sub-pixels."""
 
 BAND = 1 << 21
 """Pixels of the circles whose pairs are summed at once."""

@@ -8,12 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuphot.models.frame import Frame, Positions
-from gpuphot.models.sep import AnnulusMeans, SepSums
+from gpuphot.models.sep import SUBPIX, AnnulusMeans, SepSums
 
 from .sep_frame import mask_of, rows_of, scattered
-
-SUBPIX = 5
-"""Sub-pixels along the side of a pixel; one of them in the circle is enough."""
 
 
 @np.errstate(over="ignore", invalid="ignore")
@@ -27,8 +24,8 @@ def sep_optimal_sums(
 ) -> SepSums:
     """Optimal sums of Gaussians, each source on its own; ``sep_x.sum_circle_optimal``.
 
-    The Gaussian, integrated over the pixels, is fitted to those of a circle, each of which weighs
-    as the inverse of its variance.
+    The Gaussian, integrated over the pixels, is fitted to those that have one of their sub-pixels
+    in a circle, each of which weighs as the inverse of its variance.
 
     Parameters
     ----------

@@ -8,12 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuphot.models.frame import Frame, Positions
+from gpuphot.models.sep import MIN_SIGMA
 
 from .sep_frame import mask_of, rows_of, scattered
 from .sep_stamps import sep_psf
-
-MIN_SIGMA = 2.0 / 2.35 * 0.5
-"""SEP's narrowest window, in pixels."""
 
 
 def sep_winpos(

@@ -10,13 +10,11 @@ import numpy as np
 import pytest
 
 import gpuphot
-from gpuphot.cupy_backend import probe
 from gpuphot.models.frame import OptimalSums
 
 from ..psfs import make_psf, model_of
 from ..scenes import add_stars, frame_of, positions_of
-from . import standin
-from .sanitized import run_sanitized
+from .proof import SCHEDULES, assert_sanitizers_pass, running
 
 SHAPE = 36, 44
 R = 3.0
@@ -74,18 +72,12 @@ def expected(case):
 
 def run(case, variant, schedule=None, n=40):
     """The same from the stand-in, with a workspace that suits few sources."""
-    probe.find_gpu.cache_clear()
     with (
-        standin.installed(),
+        running(variant, schedule),
         small_blocks("cupy", case),
         mock.patch("gpuphot.cupy_backend.launch.MAX_WORKSPACE", 30_000),
     ):
-        standin.machine.variant = variant
-        standin.machine.schedule = schedule or {}
-        results = fit("cupy", case, n)
-        assert variant != "race" or standin.races() == []
-    probe.find_gpu.cache_clear()
-    return results
+        return fit("cupy", case, n)
 
 
 def assert_close(results, expected):
@@ -106,9 +98,7 @@ def test_kernels_agree_with_numpy(case, variant):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize(
-    "schedule", [{"order": "reverse"}, *({"order": "random", "seed": s} for s in (1, 2))], ids=str
-)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 def test_any_order_of_threads_gives_the_same_bits(case, schedule):
     for one, other in zip(run(case, "plain", schedule), run(case, "plain"), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -121,6 +111,4 @@ def test_kernels_have_no_races(case):
 
 def test_kernels_pass_the_sanitizers():
     calls = [(case, "sanitized", {}, 20) for case in CASES]
-    for call, outcome in zip(calls, run_sanitized(__name__, "run", calls), strict=True):
-        assert outcome.passed, (call[0], outcome.report)
-        assert outcome.report == ""
+    assert_sanitizers_pass(__name__, calls)

@@ -5,15 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import gpuphot
-from gpuphot.cupy_backend import probe
 from gpuphot.numpy_backend import primitives as numpy_ops
 
 from ..psfs import make_psf, model_of
 from ..scenes import frame_of, make_scene, positions_of
 from ..test_stamps import gridded_model
-from . import standin
-from .sanitized import run_sanitized
+from .proof import SCHEDULES, assert_sanitizers_pass, running
 
 MODELS = {
     "block sums": make_psf(24, 20, 0.5, 2),
@@ -38,21 +35,15 @@ def centroids(ops, name, n=40):
 
 def run(name, variant, schedule=None, n=40):
     """Centroids from the stand-in; what races is an error."""
-    probe.find_gpu.cache_clear()
-    with standin.installed():
-        standin.machine.variant = variant
-        standin.machine.schedule = schedule or {}
-        positions = centroids(gpuphot.resolve_backend("cupy").primitives, name, n)
-        assert variant != "race" or standin.races() == []
-    probe.find_gpu.cache_clear()
-    return positions
+    with running(variant, schedule) as ops:
+        return centroids(ops, name, n)
 
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("variant", ["plain", "contracted"])
 def test_any_order_of_threads_gives_the_same_bits(name, variant):
     reference = run(name, variant)
-    for schedule in ({"order": "reverse"}, *({"order": "random", "seed": s} for s in (1, 2))):
+    for schedule in SCHEDULES:
         np.testing.assert_array_equal(run(name, variant, schedule), reference)
 
 
@@ -70,6 +61,4 @@ def test_kernels_have_no_races(name):
 
 def test_kernels_pass_the_sanitizers():
     calls = [(name, "sanitized", {}, 14) for name in MODELS]
-    for call, outcome in zip(calls, run_sanitized(__name__, "run", calls), strict=True):
-        assert outcome.passed, (call[0], outcome.report)
-        assert outcome.report == ""
+    assert_sanitizers_pass(__name__, calls)

@@ -5,15 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import gpuphot
-from gpuphot.cupy_backend import probe
 from gpuphot.numpy_backend import primitives as numpy_ops
 
 from ..scenes import positions_of
 from ..test_sep_annulus import coarse, means_of, median_of
 from ..test_sep_aperture import sep_frame_of, sep_scene
-from . import standin
-from .sanitized import run_sanitized
+from .proof import SCHEDULES, assert_sanitizers_pass, running
 
 # Radii; clipping of means, or None for medians; whether there are only few pixel values.
 CASES = {
@@ -42,21 +39,15 @@ def levels(ops, case, n=13):
 
 def run(case, variant, schedule=None, n=13):
     """Levels from the stand-in; what races is an error."""
-    probe.find_gpu.cache_clear()
-    with standin.installed():
-        standin.machine.variant = variant
-        standin.machine.schedule = schedule or {}
-        found = levels(gpuphot.resolve_backend("cupy").primitives, case, n)
-        assert variant != "race" or standin.races() == []
-    probe.find_gpu.cache_clear()
-    return found
+    with running(variant, schedule) as ops:
+        return levels(ops, case, n)
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("variant", ["plain", "contracted"])
 def test_any_order_of_threads_gives_the_same_bits(case, variant):
     reference = run(case, variant)
-    for schedule in ({"order": "reverse"}, *({"order": "random", "seed": s} for s in (1, 2))):
+    for schedule in SCHEDULES:
         np.testing.assert_array_equal(run(case, variant, schedule), reference)
 
 
@@ -73,6 +64,4 @@ def test_kernels_have_no_races(case):
 
 def test_kernels_pass_the_sanitizers():
     calls = [(case, "sanitized", {}, 6) for case in CASES]
-    for call, outcome in zip(calls, run_sanitized(__name__, "run", calls), strict=True):
-        assert outcome.passed, (call[0], outcome.report)
-        assert outcome.report == ""
+    assert_sanitizers_pass(__name__, calls)

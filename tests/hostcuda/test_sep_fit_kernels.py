@@ -5,14 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import gpuphot
-from gpuphot.cupy_backend import probe
 from gpuphot.numpy_backend import primitives as numpy_ops
 
 from ..psfs import make_psf, model_of
 from ..scenes import positions_of
-from . import standin
-from .sanitized import run_sanitized
+from .proof import SCHEDULES, assert_sanitizers_pass, running
 
 pytest.importorskip("sep_x")
 
@@ -47,21 +44,15 @@ def fits(ops, name):
 
 def run(name, variant, schedule=None):
     """Fits from the stand-in; what races is an error."""
-    probe.find_gpu.cache_clear()
-    with standin.installed():
-        standin.machine.variant = variant
-        standin.machine.schedule = schedule or {}
-        found = fits(gpuphot.resolve_backend("cupy").primitives, name)
-        assert variant != "race" or standin.races() == []
-    probe.find_gpu.cache_clear()
-    return found
+    with running(variant, schedule) as ops:
+        return fits(ops, name)
 
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("variant", ["plain", "contracted"])
 def test_any_order_of_threads_gives_the_same_bits(name, variant):
     reference = vars(run(name, variant))
-    for schedule in ({"order": "reverse"}, *({"order": "random", "seed": s} for s in (1, 2))):
+    for schedule in SCHEDULES:
         for field, values in vars(run(name, variant, schedule)).items():
             np.testing.assert_array_equal(values, reference[field], err_msg=field)
 
@@ -85,6 +76,4 @@ def test_kernel_has_no_races(name):
 
 def test_kernel_passes_the_sanitizers():
     calls = [(name, "sanitized", {}) for name in CASES]
-    for call, outcome in zip(calls, run_sanitized(__name__, "run", calls), strict=True):
-        assert outcome.passed, (call[0], outcome.report)
-        assert outcome.report == ""
+    assert_sanitizers_pass(__name__, calls)

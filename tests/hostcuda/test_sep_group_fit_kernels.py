@@ -7,14 +7,11 @@ from unittest import mock
 import numpy as np
 import pytest
 
-import gpuphot
-from gpuphot.cupy_backend import probe
 from gpuphot.numpy_backend import primitives as numpy_ops
 
 from ..psfs import make_psf, model_of
 from ..scenes import positions_of
-from . import standin
-from .sanitized import run_sanitized
+from .proof import SCHEDULES, assert_sanitizers_pass, running
 
 sep_x = pytest.importorskip("sep_x")
 
@@ -83,20 +80,17 @@ def fits(ops, name):
 
 def run(name, variant, schedule=None):
     """Fits from the stand-in, the blocks of large groups twice; what races is an error."""
-    probe.find_gpu.cache_clear()
-    with standin.installed(), mock.patch("gpuphot.cupy_backend.sep_group_fit._ROUNDS", 2):
-        standin.machine.variant = variant
-        standin.machine.schedule = schedule or {}
-        found = fits(gpuphot.resolve_backend("cupy").primitives, name)
-        assert variant != "race" or standin.races() == []
-    probe.find_gpu.cache_clear()
-    return found
+    with (
+        running(variant, schedule) as ops,
+        mock.patch("gpuphot.cupy_backend.sep_group_fit._ROUNDS", 2),
+    ):
+        return fits(ops, name)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_any_order_of_threads_gives_the_same_bits(name):
     reference = vars(run(name, "plain"))
-    for schedule in ({"order": "reverse"}, *({"order": "random", "seed": s} for s in (1, 2))):
+    for schedule in SCHEDULES:
         for field, values in vars(run(name, "plain", schedule)).items():
             np.testing.assert_array_equal(values, reference[field], err_msg=field)
 
@@ -124,6 +118,4 @@ def test_kernels_have_no_races(name):
 
 def test_kernels_pass_the_sanitizers():
     calls = [(name, "sanitized") for name in CASES]
-    for call, outcome in zip(calls, run_sanitized(__name__, "run", calls), strict=True):
-        assert outcome.passed, (call[0], outcome.report)
-        assert outcome.report == ""
+    assert_sanitizers_pass(__name__, calls)

@@ -11,7 +11,7 @@ from gpuphot.numpy_backend import primitives as numpy_ops
 
 from ..scenes import make_scene
 from . import standin
-from .sanitized import run_sanitized
+from .proof import SCHEDULES, assert_sanitizers_pass, running
 
 # Side of the cells, and the shape of the image.
 CASES = {
@@ -41,21 +41,15 @@ def maps(ops, name):
 
 def run(name, variant, schedule=None):
     """Maps from the stand-in; what races is an error."""
-    probe.find_gpu.cache_clear()
-    with standin.installed():
-        standin.machine.variant = variant
-        standin.machine.schedule = schedule or {}
-        result = maps(gpuphot.resolve_backend("cupy").primitives, name)
-        assert variant != "race" or standin.races() == []
-    probe.find_gpu.cache_clear()
-    return result
+    with running(variant, schedule) as ops:
+        return maps(ops, name)
 
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("variant", ["plain", "contracted"])
 def test_any_order_of_threads_gives_the_same_bits(name, variant):
     reference = run(name, variant)
-    for schedule in ({"order": "reverse"}, *({"order": "random", "seed": s} for s in (1, 2))):
+    for schedule in SCHEDULES:
         np.testing.assert_array_equal(run(name, variant, schedule), reference)
 
 
@@ -76,9 +70,7 @@ def test_kernels_have_no_races(name):
 
 def test_kernels_pass_the_sanitizers():
     calls = [(name, "sanitized") for name in CASES]
-    for call, outcome in zip(calls, run_sanitized(__name__, "run", calls), strict=True):
-        assert outcome.passed, (call[0], outcome.report)
-        assert outcome.report == ""
+    assert_sanitizers_pass(__name__, calls)
 
 
 def test_the_device_is_visited_once():

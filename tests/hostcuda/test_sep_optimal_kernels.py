@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 
 import gpuphot
-from gpuphot.cupy_backend import probe
 
 from ..scenes import add_stars, positions_of
-from . import standin
-from .sanitized import run_sanitized
+from .proof import SCHEDULES, assert_sanitizers_pass, running
 
 SHAPE = 64, 72
 # Reach of a source in radii, largest group that is not cut into blocks, lines that are tabulated.
@@ -73,19 +71,13 @@ def expected(case):
 
 def run(case, variant, schedule=None, n=60):
     """The same from the stand-in, with a workspace that suits few sources."""
-    probe.find_gpu.cache_clear()
     with (
-        standin.installed(),
+        running(variant, schedule),
         small_blocks("cupy", case),
         mock.patch("gpuphot.cupy_backend.launch.MAX_WORKSPACE", 30_000),
         mock.patch("gpuphot.cupy_backend.sep_optimal._MAX_LINES", CASES[case][2]),
     ):
-        standin.machine.variant = variant
-        standin.machine.schedule = schedule or {}
-        results = measure("cupy", case, n)
-        assert variant != "race" or standin.races() == []
-    probe.find_gpu.cache_clear()
-    return results
+        return measure("cupy", case, n)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -103,9 +95,7 @@ def test_kernels_agree_with_numpy(case, variant):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize(
-    "schedule", [{"order": "reverse"}, *({"order": "random", "seed": s} for s in (1, 2))], ids=str
-)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 def test_any_order_of_threads_gives_the_same_bits(case, schedule):
     for one, other in zip(run(case, "plain", schedule), run(case, "plain"), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -118,6 +108,4 @@ def test_kernels_have_no_races(case):
 
 def test_kernels_pass_the_sanitizers():
     calls = [(case, "sanitized", {}, 30) for case in CASES]
-    for call, outcome in zip(calls, run_sanitized(__name__, "run", calls), strict=True):
-        assert outcome.passed, (call[0], outcome.report)
-        assert outcome.report == ""
+    assert_sanitizers_pass(__name__, calls)

@@ -5,14 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import gpuphot
-from gpuphot.cupy_backend import probe
 from gpuphot.numpy_backend import primitives as numpy_ops
 
 from ..psfs import make_psf, model_of
 from ..scenes import add_stars, positions_of
-from . import standin
-from .sanitized import run_sanitized
+from .proof import SCHEDULES, assert_sanitizers_pass, running
 
 MODELS = {
     "finer than the image": make_psf(41, 38, 0.5, 0),
@@ -67,21 +64,15 @@ CASES = pytest.mark.parametrize(("what", "name"), MADE, ids=[": ".join(case) for
 
 def run(what, name, variant, schedule=None, n=16):
     """Stamps or centroids from the stand-in; what races is an error."""
-    probe.find_gpu.cache_clear()
-    with standin.installed():
-        standin.machine.variant = variant
-        standin.machine.schedule = schedule or {}
-        result = MADE[what, name](gpuphot.resolve_backend("cupy").primitives, name, n)
-        assert variant != "race" or standin.races() == []
-    probe.find_gpu.cache_clear()
-    return result
+    with running(variant, schedule) as ops:
+        return MADE[what, name](ops, name, n)
 
 
 @CASES
 @pytest.mark.parametrize("variant", ["plain", "contracted"])
 def test_any_order_of_threads_gives_the_same_bits(what, name, variant):
     reference = run(what, name, variant)
-    for schedule in ({"order": "reverse"}, *({"order": "random", "seed": s} for s in (1, 2))):
+    for schedule in SCHEDULES:
         np.testing.assert_array_equal(run(what, name, variant, schedule), reference)
 
 
@@ -102,6 +93,4 @@ def test_kernels_have_no_races(what, name):
 
 def test_kernels_pass_the_sanitizers():
     calls = [(*case, "sanitized", {}, 12) for case in MADE]
-    for call, outcome in zip(calls, run_sanitized(__name__, "run", calls), strict=True):
-        assert outcome.passed, (call[:2], outcome.report)
-        assert outcome.report == ""
+    assert_sanitizers_pass(__name__, calls)

@@ -5,15 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import gpuphot
-from gpuphot.cupy_backend import probe
 from gpuphot.numpy_backend.render import render_psf_image
 from gpuphot.numpy_backend.stamps import psf_stamps
 
 from ..psfs import awkward_positions, make_psf, model_of
 from ..test_stamps import central, gridded_model
-from . import standin
-from .sanitized import run_sanitized
+from .proof import SCHEDULES, assert_sanitizers_pass, running
 
 SHAPE = 40, 56
 HALF_SIZE = 3
@@ -41,31 +38,20 @@ def stars(n=50):
 
 def run(name, variant, schedule=None, n=50):
     """Stamps and the image of n stars, from the stand-in; what races is an error."""
-    probe.find_gpu.cache_clear()
-    with standin.installed():
-        standin.machine.variant = variant
-        standin.machine.schedule = schedule or {}
-        ops = gpuphot.resolve_backend("cupy").primitives
+    with running(variant, schedule) as ops:
         x, y, flux = (ops.to_device(values) for values in stars(n))
         stamps = ops.to_host(ops.psf_stamps(model(name), x, y))
         part = ops.to_host(ops.psf_stamps(model(name), x, y, HALF_SIZE))
         np.testing.assert_array_equal(part, central(stamps, HALF_SIZE))
         image = ops.to_host(ops.render_psf_image(SHAPE, model(name), x, y, flux))
-        assert variant != "race" or standin.races() == []
-    probe.find_gpu.cache_clear()
     return stamps, image
 
 
 def run_own_widths(variant, fwhm):
     """Central parts of stamps of Gaussians of their own widths, from the stand-in."""
-    probe.find_gpu.cache_clear()
-    with standin.installed():
-        standin.machine.variant = variant
-        ops = gpuphot.resolve_backend("cupy").primitives
+    with running(variant) as ops:
         x, y, fwhm = (ops.to_device(values) for values in (*stars()[:2], fwhm))
         stamps = ops.to_host(ops.psf_stamps(model("Gaussian"), x, y, HALF_SIZE, fwhm))
-        assert variant != "race" or standin.races() == []
-    probe.find_gpu.cache_clear()
     return stamps
 
 
@@ -73,7 +59,7 @@ def run_own_widths(variant, fwhm):
 @pytest.mark.parametrize("variant", ["plain", "contracted"])
 @pytest.mark.parametrize(
     "schedule",
-    [{"order": "forward"}, {"order": "reverse"}, *({"order": "random", "seed": s} for s in (1, 2))],
+    [{"order": "forward"}, *SCHEDULES],
     ids=str,
 )
 def test_any_order_of_threads_gives_the_same_bits(name, variant, schedule):
@@ -121,6 +107,4 @@ def test_crowded_tiles_list_their_stars_in_several_rounds(variant, order):
 
 def test_kernels_pass_the_sanitizers():
     calls = [(name, "sanitized", {}, 12) for name in MODELS]
-    for call, outcome in zip(calls, run_sanitized(__name__, "run", calls), strict=True):
-        assert outcome.passed, (call[0], outcome.report)
-        assert outcome.report == ""
+    assert_sanitizers_pass(__name__, calls)

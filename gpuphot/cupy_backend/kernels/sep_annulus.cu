@@ -7,8 +7,7 @@
 #include "sample.cuh"
 #include "sep_coverage.cuh"
 
-#define SUBPIX 5
-#define SAMPLES (SUBPIX * SUBPIX)
+#define SAMPLES (SEP_SUBPIX * SEP_SUBPIX)
 #define STD_PER_MAD 1.4826
 
 // The pixels that an annulus may hold; as a sample those whose centre it does hold.
@@ -36,7 +35,7 @@ struct Annulus {
 
     // How many sub-pixels of pixel k the annulus holds; SAMPLES + 1 if SEP does not count them.
     __device__ int samples(long long k) const {
-        const double covered = rings.coverage(column(k) - x, row(k) - y, SUBPIX);
+        const double covered = rings.coverage(column(k) - x, row(k) - y, SEP_SUBPIX);
         if (!(covered > 0) || bad[index(k)] & BAD_UNUSABLE) return 0;
         // Sub-pixels that are added up never make exactly 1.
         return covered == 1 ? SAMPLES + 1 : (int)rint(covered * SAMPLES);
@@ -116,7 +115,7 @@ __device__ inline double weighted_median(double* sample, int n, double* weight, 
     totals[threadIdx.x] = mine;
     if (threadIdx.x == 0) {
         weight[0] = 0;
-        const double side = 1.0 / SUBPIX, share = side * side;
+        const double side = 1.0 / SEP_SUBPIX, share = side * side;
         for (int k = 1; k <= SAMPLES; ++k) weight[k] = weight[k - 1] + share;
         weight[SAMPLES + 1] = 1;
     }

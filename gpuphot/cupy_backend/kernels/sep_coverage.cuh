@@ -14,6 +14,7 @@
 
 #define SEP_MARGIN 0.7072  // a little more than half the diagonal of a pixel
 #define SEP_NOT_VISITED (-1.0)
+#define SEP_SUBPIX 5  // sub-pixels along the side of a pixel, unless said otherwise
 
 // A C cast to a 64-bit integer, with x86's answer for what does not fit.
 __device__ inline long long sep_trunc(double value) {

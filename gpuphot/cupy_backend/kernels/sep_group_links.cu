@@ -1,6 +1,6 @@
 // Which sources are fitted together: how far each one reaches, and the blocks of large groups.
 #include "search.cuh"
-#include "sep_fit.cuh"
+#include "sep_stamps.cuh"
 
 #define THREADS 128
 #define MAX_MEMBERS 64  // gpuphot.models.sep.MAX_FIT_GROUP
@@ -34,18 +34,17 @@ extern "C" __global__ void __launch_bounds__(128, 8) sep_reach(
         if (threadIdx.x == 0) reach[source] = NAN;
         return;
     }
-    SepWork work;
-    work.sums = of_warp;
-    work.combined = in_shared ? shared : workspace + (long long)blockIdx.x * n_scratch;
-    work.resampled = work.combined + height * width;
-    work.stamp = work.resampled + height * columns;
-    sep_norm_stamp(psf, x[source], y[source], sep_centre(x[source]), sep_centre(y[source]), work);
+    float* combined = in_shared ? shared : workspace + (long long)blockIdx.x * n_scratch;
+    float* resampled = combined + height * width;
+    float* stamp = resampled + height * columns;
+    sep_normed_stamp(psf, x[source], y[source], sep_centre(x[source]), sep_centre(y[source]),
+                     combined, resampled, stamp, of_warp);
     double peak = 0, farthest = 0;
     for (int k = threadIdx.x; k < rows * columns; k += THREADS)
-        peak = fmax(peak, (double)fabsf(work.stamp[k]));
+        peak = fmax(peak, (double)fabsf(stamp[k]));
     peak = block_max(peak, of_warp);
     for (int k = threadIdx.x; k < rows * columns; k += THREADS) {
-        if (!((double)fabsf(work.stamp[k]) >= 0.01 * peak)) continue;
+        if (!((double)fabsf(stamp[k]) >= 0.01 * peak)) continue;
         const double dx = k % columns - columns / 2, dy = k / columns - rows / 2;
         farthest = fmax(farthest, dx * dx + dy * dy);
     }

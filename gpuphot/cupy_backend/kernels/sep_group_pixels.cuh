@@ -6,6 +6,7 @@
 // more than once take long to compile inline.
 #pragma once
 #include "sep_fit.cuh"
+#include "sep_stamps.cuh"
 
 #define THREADS 128
 
@@ -157,8 +158,7 @@ __device__ __noinline__ void make_stamps(const Fit& fit, bool normed) {
         sep_stamp(psf, x, y, x - centre_x, y - centre_y, fit.work.combined, fit.work.resampled,
                   stamp);
         const double sum = sep_stamp_sum(stamp, size, fit.of_warp);
-        if (normed && sum > 0)
-            for (int k = threadIdx.x; k < size; k += THREADS) stamp[k] /= (float)sum;
+        if (normed) sep_norm(stamp, size, sum);
         if (threadIdx.x == 0) {
             member.sum = sum;
             member.left = centre_x - psf.columns / 2;

@@ -5,7 +5,6 @@
 #pragma once
 #include "sep_coverage.cuh"
 
-#define SEP_SUBPIX 5
 #define SEP_FWHM_PER_SIGMA 2.354820045
 
 // What a column, or a row, adds to its pixels.

@@ -211,3 +211,21 @@ __device__ inline double sep_stamp_sum(const float* stamp, int size, double* of_
     for (int k = threadIdx.x; k < size; k += blockDim.x) sum += stamp[k];
     return block_sum(sum, of_warp);
 }
+
+// Divides a stamp by its sum, in single precision. By a block; ends with a barrier.
+__device__ inline void sep_norm(float* stamp, int size, double sum) {
+    if (sum > 0) {
+        const float divisor = (float)sum;
+        for (int k = threadIdx.x; k < size; k += blockDim.x) stamp[k] /= divisor;
+    }
+    __syncthreads();
+}
+
+// Stamp of a source at (x, y) around a central pixel, of sum 1; memory as for `sep_stamp`.
+__device__ inline void sep_normed_stamp(const SepPSF& psf, double x, double y, int column, int row,
+                                        float* combined, float* resampled, float* stamp,
+                                        double* of_warp) {
+    const int size = psf.rows * psf.columns;
+    sep_stamp(psf, x, y, x - column, y - row, combined, resampled, stamp);
+    sep_norm(stamp, size, sep_stamp_sum(stamp, size, of_warp));
+}
