@@ -7,10 +7,12 @@ measured (see `resolve_backend`).
 from ._version import __version__
 from .backend import Backend, BackendError, resolve_backend
 from .flags import Flag
+from .measure.deblended import measure_aperture_deblended
 from .measure.objects import measure_objects
 from .measure.objects_sep import measure_objects_sep
 from .models.psf import PSFModel, load_psf
 from .psf_builder import create_psf_model
+from .rendering import place_psf_stamps, render_psf_image
 
 __all__ = [
     "Backend",
@@ -20,7 +22,10 @@ __all__ = [
     "__version__",
     "create_psf_model",
     "load_psf",
+    "measure_aperture_deblended",
     "measure_objects",
     "measure_objects_sep",
+    "place_psf_stamps",
+    "render_psf_image",
     "resolve_backend",
 ]

@@ -135,6 +135,36 @@ def test_device_arrays_are_measured_with_the_conventions_of_sep(ops, backend, ca
         np.testing.assert_array_equal(result[name], expected[name])
 
 
+@pytest.mark.parametrize("correction", ["ratio_field", "fixed", "grid"])
+@pytest.mark.fresh_seed
+def test_device_arrays_are_deblended(ops, backend, correction, rng):
+    """Visits for sizes and extents, the largest circle and the results, however many stars."""
+    counted = []
+    for n in (80, 160):
+        x, y = rng.uniform(0, 110, n), rng.uniform(0, 90, n)
+        arrays = {
+            "image": rng.normal(0, 3, (90, 110)), "x": x, "y": y, "err": np.full((90, 110), 3.0),
+            "flux_seed": rng.uniform(90, 110, n), "flux_psf": np.full(n, 120.0),
+            "flux_psf_err": np.full(n, 4.0), "target": rng.random(n) < 0.5,
+        }  # fmt: skip
+        options = {"aper": 3.0, "psf": make_psf(19, 19, 1.0, 1), "diagnostics": True}
+        if correction == "grid":
+            options["correction_field_kwargs"] = {"backend": "grid"}
+        else:
+            options["aperture_correction"] = correction
+        deblend = gpuphot.measure_aperture_deblended
+        expected = deblend(**arrays, **options, backend=backend)
+        arrays = {name: ops.to_device(values) for name, values in arrays.items()}
+        if standin.is_installed():
+            standin.counters.reset()
+        result = deblend(**arrays, **options)
+        if standin.is_installed():
+            counted.append(standin.counters.device_to_host)
+        for name in expected.colnames:
+            np.testing.assert_array_equal(result[name], expected[name])
+    assert max(counted, default=0) <= 12
+
+
 @pytest.mark.fresh_seed
 def test_work_runs_on_the_stream_of_the_caller(scene, backend):
     import cupy

@@ -11,7 +11,7 @@ from astropy.io import fits
 import gpuphot
 from gpuphot.detect import detect_objects
 
-from . import test_parity_sep
+from . import test_parity_sep, truth
 from .reference import assert_agrees, stdpipe_measure_objects
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -71,3 +71,27 @@ def test_real_image_with_the_conventions_of_sep(image, backend, options):
     ours = gpuphot.measure_objects_sep(table, image, backend=backend, **options)
     reference = test_parity_sep.stdpipe_measure_objects_sep(table, image, **options)
     test_parity_sep.assert_agrees(ours, reference)
+
+
+@pytest.mark.filterwarnings("ignore::astropy.utils.exceptions.AstropyWarning")
+def test_deblended(image, backend):
+    """With a Gaussian for a PSF, from gpuphot's own detections and fits."""
+    module = pytest.importorskip("stdpipe.photometry_measure")
+    table = detect_objects(image, threshold=4)["x", "y"][:600]
+    mesh = {"bg_size": 64, "get_bg": True}
+    seeds, background, noise = gpuphot.measure_objects_sep(table, image, aper=4.0, **mesh)
+    known = {"bg": background, "err": noise}
+    fits_of_psf = gpuphot.measure_objects_sep(table, image, psf=4.0, **known)
+    psf = truth.psf_dict(truth.gaussian(4.0), 25, 1.0)
+    arguments = {
+        "x": np.asarray(table["x"]), "y": np.asarray(table["y"]), "aper": 4.0, "psf": psf,
+        "flux_seed": seeds["flux"], "flux_psf": fits_of_psf["flux"],
+        "flux_psf_err": fits_of_psf["fluxerr"], "diagnostics": True, **known,
+    }  # fmt: skip
+    ours = gpuphot.measure_aperture_deblended(image, **arguments, backend=backend)
+    theirs = module.measure_aperture_deblended(np.asarray(image, float), **arguments)
+    compared = np.isfinite(ours["flux"]) & np.isfinite(theirs["flux"])
+    assert compared.sum() > 0.5 * len(table)
+    difference = np.abs(ours["flux"] - theirs["flux"])[compared]
+    assert np.all(difference <= 1e-9 * np.abs(theirs["flux_ap_raw"])[compared])
+    np.testing.assert_array_equal(ours["flags"], theirs["flags"])

@@ -4,19 +4,22 @@ Analytic stars are integrated over 11 x 11 points of every pixel. The points are
 and Legendre: with a regular grid, the pixel is a little too narrow, and the flux of a star of 3
 pixels off by 2e-4. Stars of PSFEx models are drawn by GalSim.
 
-A field is made of square cells with a star or a pair in the middle of each. Light beyond its own
-cell is not drawn, for nothing is measured there: all stars are isolated.
+Most fields are made of square cells with a star or a pair in the middle of each. Light beyond its
+own cell is not drawn, for nothing is measured there: all stars are isolated. `draw_stars` draws
+stars anywhere, to a twentieth of a pixel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 from astropy.io import fits
 from astropy.table import Table
 
 N_POINTS = 11
+N_PHASES = 20
 Profile = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -106,6 +109,36 @@ def fill_cells(profile, offsets, flux, cell):
     x, y = np.moveaxis(middle[:, None] + offsets[configuration], -1, 0)
     table = Table({"x": x.ravel(), "y": y.ravel(), "flux": np.repeat(flux, offsets.shape[1])})
     return cells.reshape(n_side * cell, n_side * cell), table, shares
+
+
+def on_phases(position):
+    """Nearest position at which `draw_stars` can draw, never the middle or edge of a pixel."""
+    return (np.floor(np.asarray(position) * N_PHASES) + 0.5) / N_PHASES
+
+
+@lru_cache(maxsize=2)
+def _shares_by_phase(profile, size):
+    phase = (np.arange(N_PHASES) + 0.5) / N_PHASES - 0.5
+    offsets = np.stack(np.meshgrid(phase, phase), axis=-1).reshape(-1, 1, 2)
+    return pixel_shares(profile, offsets, size).reshape(N_PHASES, N_PHASES, size, size)
+
+
+def draw_stars(profile, table, shape, size=41):
+    """Light of stars at positions of `on_phases`, each in a square of size x size pixels.
+
+    A table of few columns: x, y and flux.
+    """
+    shares, half = _shares_by_phase(profile, size), size // 2
+    light = np.zeros((shape[0] + 2 * size, shape[1] + 2 * size))
+    column, row = np.rint(table["x"]).astype(int), np.rint(table["y"]).astype(int)
+    i, j = (
+        np.floor((table[axis] - pixel + 0.5) * N_PHASES).astype(int)
+        for axis, pixel in (("x", column), ("y", row))
+    )
+    for a, b, c, r, flux in zip(i, j, column, row, table["flux"], strict=True):
+        low, left = r + size - half, c + size - half
+        light[low : low + size, left : left + size] += flux * shares[b, a]
+    return light[size:-size, size:-size]
 
 
 def write_varying_psf(path, fwhm, side):

@@ -11,6 +11,7 @@ from .launch import device_of, to_device, to_host
 from .mesh import evaluate_surface, mesh_statistics
 from .neighbours import group_median, link_groups
 from .optimal import optimal_sums
+from .overlap import aperture_overlaps
 from .render import render_psf_image
 from .sep_annulus import sep_annulus_means, sep_annulus_median
 from .sep_aperture import sep_aperture_sums
@@ -22,6 +23,7 @@ from .sep_mesh import sep_background
 from .sep_optimal import sep_optimal_sums
 from .sep_stamps import sep_psf_stamps
 from .sep_winpos import sep_psf_winpos, sep_winpos
+from .smooth import grid_field, loess_field
 from .stamps import psf_stamps
 
 LARGE_PSF_GROUPS = "blocks"
@@ -31,14 +33,17 @@ __all__ = [
     "LARGE_PSF_GROUPS",
     "annulus_mode",
     "annulus_polynomial",
+    "aperture_overlaps",
     "aperture_sums",
     "com_centroid",
     "device_of",
     "evaluate_surface",
+    "grid_field",
     "group_median",
     "grouped_optimal_sums",
     "link_groups",
     "load_image",
+    "loess_field",
     "mesh_statistics",
     "optimal_sums",
     "psf_centroid",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from gpuphot.models.fwhm import FWHM, typical_fwhm
 from gpuphot.models.groups import MIN_RADIUS
 from gpuphot.models.psf import PSFModel, as_psf_model
 from gpuphot.models.sep import sampled_gaussian
+from gpuphot.models.smooth import GridOptions, LoessOptions
 
 Log = Callable[[str], Any]
 
@@ -132,6 +133,49 @@ def _split(values: Any) -> tuple[Any, NDArray[np.bool_] | None]:
     if isinstance(values, Masked):
         return values.unmasked, np.broadcast_to(values.mask, values.shape)
     return values, None
+
+
+def read_vector(name: str, values: Any, n: int | None, ops: Any) -> Array:
+    """One float64 number for each of n sources, on the backend's device; NaN where masked.
+
+    Any number of sources will do if n is None.
+    """
+    vector = _masked_to_nan(name, values, ops)
+    if vector.ndim != 1 or (n is not None and len(vector) != n):
+        expected = "a 1-D array" if n is None else f"a 1-D array of {n} numbers, as many as x"
+        raise ValueError(f"{name} must be {expected}, got shape {vector.shape}")
+    return ops.to_device(vector).astype(ops.xp.float64, copy=False)
+
+
+def read_shape(name: str, value: Any) -> tuple[int, int]:
+    """Rows and columns of an image with at least one pixel."""
+    if not isinstance(value, (tuple, list, np.ndarray)) or len(value) != 2:
+        raise ValueError(f"{name} must be (rows, columns), got {value!r}")
+    rows, columns = (integer(name, length, 1) for length in value)
+    return rows, columns
+
+
+def read_target(target: Any, n: int, ops: Any) -> NDArray[np.int64]:
+    """Rows of the targets among n sources; all of them by default."""
+    if target is None:
+        return np.arange(n)
+    if hasattr(target, "__cuda_array_interface__"):
+        target = ops.to_host(ops.to_device(target))
+    rows = np.asarray(target)
+    if rows.size == 0 and rows.ndim == 1:
+        rows = rows.astype(rows.dtype if rows.dtype == bool else np.int64)
+    if rows.ndim != 1 or rows.dtype.kind not in "biu":
+        raise TypeError(
+            f"target must be a 1-D array of booleans or of row numbers, got {_kind(rows)}"
+        )
+    if rows.dtype == bool:
+        if len(rows) != n:
+            raise ValueError(f"target must have {n} booleans, as many as x, got {len(rows)}")
+        return np.flatnonzero(rows)
+    outside = (rows < -n) | (rows >= n)
+    if outside.any():
+        raise ValueError(f"target must hold rows of the {n} sources, got {rows[outside][0]}")
+    return np.where(rows < 0, rows + n, rows).astype(np.int64)
 
 
 def read_pixels(image: Any, mask: Any, bg: Any, err: Any, ops: Any) -> Pixels:
@@ -270,6 +314,10 @@ def choice(name: str, value: Any, choices: Sequence[Any]) -> Any:
     raise ValueError(f"{name} must be one of {listed}, got {value!r}")
 
 
+def _at_least(minimum: int) -> Callable[[str, Any], int]:
+    return lambda name, value: integer(name, value, minimum)
+
+
 def read_gain(gain: Any) -> float | None:
     """Gain in electrons per count; 0 means none, as None does."""
     if gain is None:
@@ -325,10 +373,75 @@ def read_annulus(
     return r_in, r_out
 
 
+_IGNORED = {"loess": ("leaf_size", "n_jobs"), "grid": ("k", "scales")}
+"""What stdpipe takes for the methods of the field and has no effect here."""
+
+
+def read_field_options(kwargs: Any) -> LoessOptions | GridOptions:
+    """How the field of a correction is fitted; see `measure_aperture_deblended`."""
+    name = "correction_field_kwargs"
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise TypeError(f"{name} must be a dictionary or None, got {_kind(kwargs)}")
+    given = dict(kwargs or {})
+    method = choice(f"{name}['backend']", given.pop("backend", "loess"), ("loess", "grid"))
+    if method == "loess":
+        choice(f"{name}['kernel']", given.pop("kernel", "gaussian"), ("gaussian",))
+    readers = _LOESS_READERS if method == "loess" else _GRID_READERS
+    ignored = _GRID_READERS if method == "loess" else ()
+    options = {}
+    for key, value in given.items():
+        label = f"{name}['{key}']"
+        if key in readers:
+            if value is not None:
+                options[key] = readers[key](label, value)
+        elif key not in (*_IGNORED[method], *ignored):
+            raise ValueError(f"{name} must have keys of the method '{method}', got {key!r}")
+    return LoessOptions(**options) if method == "loess" else GridOptions(**options)
+
+
+def _pair(read: Callable[[str, Any], Any]) -> Callable[[str, Any], tuple[Any, Any]]:
+    """A reader of two values that one each is read with `read`."""
+
+    def read_pair(name: str, value: Any) -> tuple[Any, Any]:
+        if not isinstance(value, (tuple, list, np.ndarray)) or len(value) != 2:
+            raise ValueError(f"{name} must be two numbers, got {value!r}")
+        first, second = value
+        return read(name, first), read(name, second)
+
+    return read_pair
+
+
+_LOESS_READERS: dict[str, Callable[[str, Any], Any]] = {
+    "scales": _pair(positive_number),
+    "k": _at_least(1),
+    "robust_iters": _at_least(0),
+    "robust_c": positive_number,
+    "min_bandwidth": positive_number,
+    "ridge": not_negative,
+}
+_GRID_READERS: dict[str, Callable[[str, Any], Any]] = {
+    "image_shape": read_shape,
+    "grid_shape": _pair(_at_least(2)),
+    "min_per_cell": _at_least(1),
+    "smooth_sigma": not_negative,
+}
+
+
+def read_range(name: str, value: Any) -> tuple[float, float]:
+    """A lower and an upper limit, not negative."""
+    low, high = _pair(lambda name, number: real_number(name, number, "two numbers"))(name, value)
+    if not 0 <= low <= high:
+        raise ValueError(f"{name} must be (low, high) with 0 <= low <= high, got {value!r}")
+    return low, high
+
+
 def read_psf(psf: Any) -> PSFModel | None:
+    """The caller's PSF model, with stamps that have a central pixel; None for None."""
+    return None if psf is None else read_stamps(psf)
+
+
+def read_stamps(psf: Any) -> PSFModel:
     """The caller's PSF model, with stamps that have a central pixel."""
-    if psf is None:
-        return None
     model = as_psf_model(psf)
     if not model.has_central_pixel:
         rows, columns = model.stamp_shape

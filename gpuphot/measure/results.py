@@ -18,12 +18,13 @@ from gpuphot.models.frame import Array, Measurement
 from .inputs import read_flags
 
 META_KEY = "gpuphot"
+_FLAGS = "Quality flags of gpuphot.Flag"
 
 
-def add_magnitudes(measurement: Measurement, xp: Any) -> None:
-    """Append instrumental magnitudes of positive fluxes, and their errors."""
+def add_magnitudes(measurement: Measurement, xp: Any, usable: Array | bool = True) -> None:
+    """Append instrumental magnitudes of positive fluxes that are usable, and their errors."""
     flux, fluxerr = measurement["flux"], measurement["fluxerr"]
-    good = flux > 0
+    good = (flux > 0) & usable
     positive = xp.where(good, flux, 1.0)
     mag = xp.where(good, -2.5 * xp.log10(positive), xp.nan)
     magerr = xp.where(good, 2.5 / math.log(10) * fluxerr / positive, xp.nan)
@@ -75,7 +76,7 @@ def to_table(table: Table, measurement: Measurement, keep: Array | None, ops: An
         if name in measurement.columns:
             _set_column(result, f"{name}_orig", result[name].copy())
     flags = read_flags(result) | new_flags[rows]
-    _set_column(result, "flags", Column(flags, description="Quality flags of gpuphot.Flag"))
+    _set_column(result, "flags", Column(flags, description=_FLAGS))
     for (name, column), row in zip(measurement.columns.items(), values, strict=True):
         values_kept = row[rows].astype(column.dtype, copy=False)
         new = Column(values_kept, description=column.description)
@@ -83,6 +84,18 @@ def to_table(table: Table, measurement: Measurement, keep: Array | None, ops: An
             new.unit = getattr(result[name], "unit", None)
         _set_column(result, name, new)
     return result
+
+
+def new_table(measurement: Measurement, ops: Any) -> Table:
+    """A table of nothing but the measured columns; the flags follow the errors of the fluxes."""
+    values, flags, _ = _to_host(measurement, None, ops)
+    table = Table()
+    for (name, column), row in zip(measurement.columns.items(), values, strict=True):
+        new = Column(row.astype(column.dtype, copy=False), description=column.description)
+        _set_column(table, name, new)
+        if name == "fluxerr":
+            _set_column(table, "flags", Column(flags, description=_FLAGS))
+    return table
 
 
 def _to_host(

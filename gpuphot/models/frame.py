@@ -123,6 +123,22 @@ class OptimalSums:
 
 
 @dataclass(frozen=True)
+class Overlaps:
+    """Light of the models of stars in apertures, each of shape (M,).
+
+    Attributes
+    ----------
+    enclosed : share of the target's own stamp in its aperture; NaN if it has no stamp
+    light : flux of all stars in the aperture, the target's own included
+    variance : sum of the variances of the neighbours' light in the aperture
+    """
+
+    enclosed: Array
+    light: Array
+    variance: Array
+
+
+@dataclass(frozen=True)
 class Groups:
     """Sources that are linked, directly or through others; arrays of shape (N,).
 

@@ -39,18 +39,22 @@ def render_psf_image(
     (H, W) float64 array
     """
     n_rows, n_columns = psf.stamp_shape
+    height, width = shape
     row, column = np.rint(y) - n_rows // 2, np.rint(x) - n_columns // 2
+    inside = (row > -n_rows) & (row < height) & (column > -n_columns) & (column < width)
     order = np.lexsort((flux, x, y))
-    inside = (row > -n_rows) & (row < shape[0]) & (column > -n_columns) & (column < shape[1])
     order = order[(inside & np.isfinite(flux) & (flux != 0))[order]]
-    # With margins around the image no stamp needs clipping.
-    width = shape[1] + 2 * n_columns
-    image = np.zeros((shape[0] + 2 * n_rows) * width)
-    first = np.zeros(len(x), np.intp)
-    first[order] = (row[order] + n_rows) * width + column[order] + n_columns
+    # With margins before and after the image no rows of stamps need clipping.
+    margin = n_rows * width + n_columns
+    image = np.zeros(margin + height * width + margin)
     pixel = (np.arange(n_rows)[:, None] * width + np.arange(n_columns)).ravel()
     for part in chunks(len(order), math.prod(psf.stamp_shape)):
         i = order[part]
-        light = psf_stamps(psf, x[i], y[i]) * flux[i, None, None]
-        np.add.at(image, (first[i, None] + pixel).ravel(), light.ravel())
-    return image.reshape(-1, width)[n_rows:-n_rows, n_columns:-n_columns].copy()
+        light = psf_stamps(psf, x[i], y[i])
+        light *= flux[i, None, None]
+        columns = column[i, None] + np.arange(n_columns)
+        # Beyond the end of a row the next one begins, which gets nothing.
+        light.swapaxes(1, 2)[(columns < 0) | (columns >= width)] = 0
+        first = (margin + row[i] * width + column[i]).astype(np.intp)
+        np.add.at(image, (first[:, None] + pixel).ravel(), light.ravel())
+    return image[margin:-margin].reshape(shape)

@@ -57,7 +57,7 @@ def psf_stamps(
     valid = np.isfinite(x) & np.isfinite(y)
     x, y = np.where(valid, x, 0), np.where(valid, y, 0)
     if psf.planes is not None:
-        for part in chunks(len(x), _mean_workspace(psf, stamps.shape[1:])):
+        for part in chunks(len(x), _workspace(psf, stamps.shape[1:])):
             _resampled_stamps(psf, x[part], y[part], stamps[part])
     else:
         fwhm = np.full(len(x), psf.fwhm) if fwhm is None else fwhm
@@ -97,11 +97,15 @@ def gaussian_profile(
     return np.diff(light[:-2], axis=0) / (light[-1] - light[-2])
 
 
-def _mean_workspace(psf: PSFModel, shape: tuple[int, ...]) -> int:
-    """Elements of a large temporary array of one stamp: there are nodes, rows and pixels."""
+def _workspace(psf: PSFModel, shape: tuple[int, ...]) -> int:
+    """Elements of temporary arrays of one stamp: a quarter of its nodes, rows and pixels.
+
+    With so few stamps at once that all of them fit the cache, the calls would take most of the
+    time.
+    """
     assert psf.planes is not None
     height, width = (n + SPLINE_BEFORE + SPLINE_AFTER for n in psf.planes.shape[1:])
-    return (height * width + shape[0] * width + shape[0] * shape[1]) // 2
+    return (height * width + shape[0] * width + shape[0] * shape[1]) // 4
 
 
 def _resampled_stamps(psf: PSFModel, x: NDArray, y: NDArray, out: NDArray) -> None:
@@ -177,20 +181,36 @@ class _Grid:
         count = min(int((last - first).max()) + 1, n_nodes)
         return np.clip(first, 0, n_nodes - count), count
 
+    @functools.cached_property
+    def kinds(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Pixels that differ in how they lie on their nodes, and which of these each one is like.
+
+        Those that a phase can move out of the model are like no other.
+        """
+        ends = np.concatenate([self.points(np.array([phase])) for phase in (0.5, -0.5)], axis=1)
+        inside = self.is_inside(ends).all(axis=(1, 2))
+        offset = self.points(np.zeros(1))[:, 0, 0] - self.nodes[0]
+        key = np.where(inside, offset, -1 - np.arange(self.n_pixels))
+        return np.unique(key, return_index=True, return_inverse=True)[1:]
+
+    def is_inside(self, points: NDArray) -> NDArray[np.bool_]:
+        return (points >= 0) & (points <= self.n_model - 1)
+
     def weights(self, phase: NDArray) -> NDArray[np.float64]:
         """Weights of the nodes in every pixel; (n_pixels, n_nodes, n).
 
         Points outside the model have none: there is no light.
         """
-        points = self.points(phase)
-        inside = (points >= 0) & (points <= self.n_model - 1)
+        kind, like = self.kinds
+        points = self.points(phase)[kind]
+        inside = self.is_inside(points)
         first, count = self.nodes
-        node = first[:, None] + np.arange(count) - SPLINE_BEFORE
-        weights = np.zeros((self.n_pixels, count, len(phase)))
+        node = first[kind, None] + np.arange(count) - SPLINE_BEFORE
+        weights = np.zeros((len(kind), count, len(phase)))
         for k in range(self.n_sub):
             point = np.where(inside[:, k], points[:, k], np.inf)
             weights += _cubic_spline(np.abs(point[:, None, :] - node[:, :, None]))
-        return weights
+        return weights[like]
 
 
 def _cubic_spline(distance: NDArray) -> NDArray[np.float64]:

@@ -140,7 +140,7 @@ def test_sources_that_are_checked_have_groups():
 def test_models_are_given_to_whole_calls_that_ask_for_them():
     psf = PSFModel.gaussian(2.0)
     given = {row.key: row.with_psf(psf).options.get("psf") for row in gpu.WHOLE_ROWS}
-    asking = {"grouped-model", "sep-fit", "sep-fit-grouped"}
+    asking = {"grouped-model", "sep-fit", "sep-fit-grouped", "deblended"}
     assert given == {key: psf if key in asking else None for key in given}
 
 

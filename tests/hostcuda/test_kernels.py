@@ -20,6 +20,7 @@ from . import (
     build,
     standin,
     test_group_kernels,
+    test_overlap_kernels,
     test_psf_centroid_kernels,
     test_sep_annulus_kernels,
     test_sep_aperture_kernels,
@@ -28,6 +29,7 @@ from . import (
     test_sep_mesh_kernels,
     test_sep_optimal_kernels,
     test_sep_stamps_kernels,
+    test_smooth_kernels,
     test_stamp_kernels,
 )
 from .sanitized import run_sanitized
@@ -50,9 +52,9 @@ OTHERS = [
       for module in (test_stamp_kernels, test_psf_centroid_kernels)),
     *((module, [(name,) for name in module.CASES])
       for module in (
-          test_group_kernels, test_sep_annulus_kernels, test_sep_aperture_kernels,
-          test_sep_fit_kernels, test_sep_group_fit_kernels, test_sep_mesh_kernels,
-          test_sep_optimal_kernels,
+          test_group_kernels, test_overlap_kernels, test_sep_annulus_kernels,
+          test_sep_aperture_kernels, test_sep_fit_kernels, test_sep_group_fit_kernels,
+          test_sep_mesh_kernels, test_sep_optimal_kernels, test_smooth_kernels,
       )),
     (test_sep_stamps_kernels, list(test_sep_stamps_kernels.MADE)),
 ]  # fmt: skip
