@@ -14,6 +14,8 @@ from scipy.spatial import cKDTree
 from gpuphot.models.sep import MAX_EXACT_GROUP
 
 ALLOWED = 1e-9
+ALLOWED_DEBLENDED = 2e-8
+"""Of deblended fluxes: stdpipe multiplies planes of single precision in single precision."""
 EXACT = ("flags", "npix_optimal", "group_size", "niter_psf", "flags_psf")
 LEAST_SEPARATION = 0.3
 """Of the members of a group, in pixels.
@@ -21,6 +23,39 @@ LEAST_SEPARATION = 0.3
 Fluxes of sources that coincide more closely are ill-conditioned: rounding errors grow with the
 inverse square of the separation, and the more so where three come together.
 """
+
+
+def check_deblended(label: str, ours: Table, theirs: Table) -> dict[str, float]:
+    """Compare deblended fluxes in units of the light in the aperture, before it is deblended."""
+    light = np.maximum(np.abs(theirs["flux_ap_raw"]), np.abs(theirs["flux_model"]))
+    units = {"flux": light, "fluxerr": theirs["fluxerr"]}
+    if not np.array_equal(ours["flags"], theirs["flags"]):
+        raise SystemExit(f"{label}: flags differ from stdpipe's, nothing is timed")
+    found = {
+        name: _largest(label, name, ours[name], theirs[name], unit, ALLOWED_DEBLENDED)
+        for name, unit in units.items()
+    }
+    return {**found, "sources": len(theirs)}
+
+
+def check_arrays(name: str, label: str, ours: NDArray, theirs: NDArray) -> dict[str, float]:
+    """Compare arrays in units of their largest value."""
+    return {name: _largest(label, name, ours, theirs, np.nanmax(np.abs(theirs)), ALLOWED)}
+
+
+def _largest(
+    label: str, name: str, ours: NDArray, theirs: NDArray, unit: Any, allowed: float
+) -> float:
+    """Largest difference in units of something; infinite where only one of both is NaN."""
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    difference = np.where(np.isnan(ours) & np.isnan(theirs), 0, np.abs(ours - theirs) / unit)
+    worst = float(np.max(np.where(np.isnan(difference), np.inf, difference)))
+    if not worst <= allowed:
+        raise SystemExit(
+            f"{label}: gpuphot and stdpipe disagree, nothing is timed: {name} differs by "
+            f"{worst:.2g}; {allowed} is allowed"
+        )
+    return worst
 
 
 def check(label: str, ours: Table, theirs: Table, link: float | None = None) -> dict[str, float]:

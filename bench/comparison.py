@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 import gpuphot
 
-from . import agreement, harness
+from . import agreement, calls, harness
 from .harness import Seconds
 from .references import stdpipe_measure
 from .report import as_markdown
-from .workloads import SIZES, Workload, build
+from .workloads import SIZES, Workload
 
 AGREEMENT_SOURCES = 2000
 LARGEST_GROUP = 500
@@ -40,11 +40,11 @@ class Reference:
     called : str
         Which functions of the package that is.
     measure : callable
-        Takes a workload, returns the fluxes of its sources.
+        Takes a workload, returns the fluxes of its sources, or what is compared instead.
     """
 
     called: str
-    measure: Callable[[Workload], NDArray]
+    measure: Measure
 
 
 @dataclass(frozen=True)
@@ -63,23 +63,30 @@ class Row:
     grouped : bool
         Neighbours are measured together: to measure part of the sources, a reference needs all
         of those in part of the image.
+    corner : bool
+        It needs them for another reason.
     link : float or None
         Pixels up to which the function links sources, if its table has no column for groups.
     function : str
-        Of gpuphot, and of stdpipe.
+        Of gpuphot, as `calls` calls it.
     references : dict of str to Reference
-        By package; stdpipe is always there.
+        By package; for stdpipe by default its function of the same name.
+    check : callable or None
+        Takes a label, what gpuphot and what stdpipe return, and ends the benchmark if these differ
+        too much; returns the largest differences. By default, tables are compared by columns.
     """
 
     key: str
     title: str
-    options: dict[str, Any]
+    options: dict[str, Any] = field(default_factory=dict)
     maps_given: bool = True
     psf_given: bool = False
     grouped: bool = False
+    corner: bool = False
     link: float | None = None
     function: str = "measure_objects"
     references: dict[str, Reference] = field(default_factory=dict)
+    check: Callable[[str, Any, Any], dict[str, float]] | None = None
 
     def call(self) -> dict[str, Any]:
         """What `Workload.arguments` takes."""
@@ -89,9 +96,26 @@ class Row:
 
     def measure(self, workload: Workload, backend: str) -> Any:
         """The call itself."""
-        function = getattr(gpuphot, self.function)
-        arguments = workload.arguments(**self.call())
-        return function(workload.table, workload.image, **arguments, backend=backend)
+        return getattr(calls, self.function)(workload, backend, **self.call())
+
+    @property
+    def in_corner(self) -> bool:
+        """Whether part of the sources are those of a corner of the image."""
+        return self.grouped or self.corner
+
+    def measured_by(self) -> dict[str, Reference]:
+        """What measures the same, by package."""
+        same = Reference(
+            f"photometry_measure.{self.function}(same arguments)",
+            partial(stdpipe_measure, function=self.function, row=self.call()),
+        )
+        return {"stdpipe": same, **self.references}
+
+    def compare(self, label: str, ours: Any, theirs: Any) -> dict[str, float]:
+        """Largest differences from stdpipe; ends the benchmark if they are too large."""
+        if self.check is None:
+            return agreement.check(label, ours, theirs, self.link)
+        return self.check(label, ours, theirs)
 
 
 @dataclass(frozen=True)
@@ -102,8 +126,8 @@ class Part:
     workload: Workload
 
 
-def main(benchmark: str, rows: Sequence[Row]) -> None:
-    """Run a benchmark from the command line."""
+def main(benchmark: str, rows: Sequence[Row], fluxes_given: bool = False) -> None:
+    """Run a benchmark from the command line; its calls may need fluxes of the stars."""
     arguments = _parser(benchmark, [row.key for row in rows]).parse_args()
     rows = [row for row in rows if row.key in arguments.rows]
     try:
@@ -111,20 +135,20 @@ def main(benchmark: str, rows: Sequence[Row]) -> None:
     except gpuphot.BackendError as error:
         raise SystemExit(str(error)) from None
     report["called"] = {
-        row.key: {name: reference.called for name, reference in row.references.items()}
+        row.key: {name: reference.called for name, reference in row.measured_by().items()}
         for row in rows
     }
-    report["function"] = rows[0].function
     report["largest_group"] = LARGEST_GROUP
     report["results"], report["memory"] = [], {}
     for name in arguments.workloads:
         _progress(f"{name}: peak memory")
         report["memory"][name] = harness.peak_memory_of_gpuphot(
             name,
+            fluxes_given,
             arguments.backend,
             {row.key: {"function": row.function, "call": row.call()} for row in rows},
         )
-        workload = build(name)
+        workload = calls.built(name, fluxes_given)
         for row in rows:
             report["results"].append(_run(workload, row, arguments))
     print(as_markdown(report, {row.key: row.title for row in rows}))
@@ -158,8 +182,8 @@ def _parser(benchmark: str, keys: list[str]) -> argparse.ArgumentParser:
         "--grouped-reference-sources",
         type=int,
         default=10_000,
-        help="where groups are fitted, a reference measures a corner of the image with no more "
-        "than this, for stdpipe keeps the distance of every pair",
+        help="where neighbours matter, a reference measures a corner of the image with no more "
+        "than this, for stdpipe keeps the distance of every pair of sources that it groups",
     )
     parser.add_argument("--backend", default="numpy", help="of gpuphot")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
@@ -172,27 +196,25 @@ def _run(workload: Workload, row: Row, arguments: argparse.Namespace) -> dict[st
     _progress(f"{label}: agreement")
     ours = partial(row.measure, workload, arguments.backend)
     measures: dict[str, Measure] = {
-        "stdpipe": partial(stdpipe_measure, function=row.function, row=row.call())
+        name: reference.measure for name, reference in row.measured_by().items()
     }
-    measures |= {name: reference.measure for name, reference in row.references.items()}
     # These calls are the warm-up, too.
     measured = ours()
-    has_groups = "group_size" in measured.colnames
+    has_groups = "group_size" in getattr(measured, "colnames", ())
     if has_groups and np.max(measured["group_size"]) > LARGEST_GROUP:
         measures = {}
     agreements: dict[str, Any] = {}
     checked = _part(workload, row, AGREEMENT_SOURCES)
     # Without a column for groups, it takes the same sources to be sure that groups are the same.
-    same = row.grouped and not has_groups
+    same = row.corner or (row.grouped and not has_groups)
     mine = row.measure(checked.workload, arguments.backend) if same else measured[checked.rows]
     for name, measure in measures.items():
         theirs = measure(checked.workload)
-        compare = (
-            partial(agreement.check, label, link=row.link)
+        agreements[name] = (
+            row.compare(label, mine, theirs)
             if name == "stdpipe"
-            else agreement.typical_difference
+            else agreement.typical_difference(mine, theirs)
         )
-        agreements[name] = compare(mine, theirs)
 
     _progress(f"{label}: times")
     n = len(workload.table)
@@ -207,13 +229,14 @@ def _run(workload: Workload, row: Row, arguments: argparse.Namespace) -> dict[st
     }
     return {
         "grouped": row.grouped,
+        "corner": row.corner,
         **_result(workload.name, row.key, n, len(part.rows), agreements, summaries),
     }
 
 
 def _n_timed(row: Row, n: int, arguments: argparse.Namespace) -> int:
     """How many sources a reference is to measure."""
-    if row.grouped:
+    if row.in_corner:
         return min(n, arguments.grouped_reference_sources)
     # Where a reference estimates the background, that takes most of the time, and differences of
     # such times are too noisy to be scaled.
@@ -222,7 +245,7 @@ def _n_timed(row: Row, n: int, arguments: argparse.Namespace) -> int:
 
 def _part(workload: Workload, row: Row, n: int) -> Part:
     """At most n sources: all over the image, or all of those in its corner."""
-    if row.grouped:
+    if row.in_corner:
         return Part(*workload.corner(n))
     rows = workload.sample(n)
     return Part(rows, workload.only(rows))
@@ -263,7 +286,7 @@ def _timed_reference(measure: Measure, part: Part, row: Row, n: int) -> Seconds:
     seconds = harness.timed(partial(measure, part.workload))
     if len(part.rows) == n:
         return seconds
-    if row.grouped:
+    if row.in_corner:
         return seconds.extended(Seconds(0.0, 0.0), n / len(part.rows))
     image_only = harness.timed(partial(measure, part.workload.only(np.arange(1))))
     return seconds.extended(image_only, (n - 1) / (len(part.rows) - 1))

@@ -30,8 +30,10 @@ from gpuphot.models.background import SplineSurface, spline_surface
 from gpuphot.models.frame import Frame, Groups, Positions
 from gpuphot.models.psf import PSFModel
 from gpuphot.models.sep import FWHM_PER_SIGMA, FitOptions
+from gpuphot.models.smooth import LoessOptions
 
 from . import harness
+from .calls import with_fluxes
 from .traffic import ROUNDS, SWEEPS, WORK, Case
 from .workloads import BRIGHTEST, FWHM, SIZES, Workload, make
 
@@ -160,6 +162,8 @@ OF_FITS = Agreement(allowed=1e-2, unlike=0.01, units=_errors_and_pixels)
 """Rounding may decide where a fit ends."""
 OF_WIDE_MEDIANS = Agreement(unlike=0.03)
 """Where just half of an annulus is below a pixel, SEP's rounding may decide for the next one."""
+OF_MODELS = Agreement(unlike=0.002)
+"""Rounding may decide to which number of single precision a pixel of a model is rounded."""
 
 
 @dataclass(frozen=True)
@@ -264,6 +268,22 @@ def _render(on: Prepared) -> Results:
     flux = on.ops.xp.full(len(on.pos), BRIGHTEST)
     psf = on.psf(planes=True)
     return {"image": on.ops.render_psf_image(on.data.shape, psf, on.pos.x, on.pos.y, flux)}
+
+
+def _loess(on: Prepared) -> Results:
+    values = 1000 + (7 * on.pos.x + 13 * on.pos.y) % 1  # the same bits on both backends
+    options = LoessOptions(k=on.case.nearest)
+    return {"field": on.ops.loess_field(on.pos.x, on.pos.y, values, on.pos.valid, options)}
+
+
+def _overlaps(on: Prepared) -> Results:
+    rows = on.ops.xp.arange(len(on.pos))
+    light, error = on.of_all(BRIGHTEST), on.of_all(np.sqrt(BRIGHTEST))
+    psf = on.psf(planes=True)
+    overlaps = on.ops.aperture_overlaps(
+        psf, on.pos, rows, on.case.radius, on.case.subpix, light, error, neighbours=True
+    )
+    return vars(overlaps)
 
 
 def _psf_centroids(on: Prepared, planes: bool) -> Results:
@@ -438,6 +458,15 @@ ROWS = (
     Row("annulus2", "annuli, quadratic", ["annulus_quadratic"], partial(_polynomial, order=2)),
     Row("gaussian", "Gaussian stamps", ["gaussian_stamps"], _stamps),
     Row("render", "model image, PSFEx stamps", ["psf_stamps", "render_tiles"], _render, reach=10),
+    Row(
+        "overlaps", "light of stars in apertures, PSFEx model", ["psf_stamps", "aperture_overlaps"],
+        _overlaps,
+    ),
+    # Fitted twice without the sample itself, to weigh samples, then at all positions.
+    Row(
+        "loess", "LOESS field",
+        ["loess_reach", *("loess_predict",) * 2, "loess_reach", "loess_predict"], _loess, reach=100,
+    ),
     Row(
         "psf", "PSF centroids, 1 call, Gaussian", ["gaussian_centroid"],
         partial(_psf_centroids, planes=False),
@@ -641,8 +670,9 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class WholeRow:
-    """A way to call `measure_objects` or, if `function` says so, its sibling.
+    """A way to call `measure_objects` or, if `function` says so, one of its siblings.
 
+    Of the stars it takes `columns`, in a table unless it is to deblend.
     `reach` in milliseconds, at XL with the image resident; `agreement` and `checked` as in `Row`.
     """
 
@@ -653,8 +683,13 @@ class WholeRow:
     psf_given: bool = False
     reach: float | None = None
     function: str = "measure_objects"
+    columns: Sequence[str] = ("x", "y")
     agreement: Agreement = EXACT
     checked: float = 1.0
+
+    @property
+    def takes_table(self) -> bool:
+        return self.function != "measure_aperture_deblended"
 
     def with_psf(self, psf: PSFModel) -> WholeRow:
         """With the model among the options, if it is to be given."""
@@ -686,7 +721,12 @@ WHOLE_ROWS = (
     _sep_row(
         "fit-grouped", "PSF fit, grouped", {}, psf_given=True, agreement=OF_FITS, checked=SPARSE
     ),
-)
+    WholeRow(
+        "deblended", "deblended", {"aper": 1}, psf_given=True, reach=400,
+        function="measure_aperture_deblended",
+        columns=("x", "y", "flux_seed", "flux_psf", "flux_psf_err"), agreement=OF_MODELS,
+    ),
+)  # fmt: skip
 
 
 def _planes(workload: Workload) -> dict[str, NDArray]:
@@ -696,10 +736,13 @@ def _planes(workload: Workload) -> dict[str, NDArray]:
 
 def _call(table: Table, planes: dict[str, Any], row: WholeRow, backend: str) -> Callable[[], Table]:
     maps = {name: planes[name] for name in ("bg", "err")} if row.maps_given else {}
-    return partial(
-        getattr(gpuphot, row.function),
-        table, planes["image"], fwhm=FWHM, backend=backend, **maps, **row.options,
-    )  # fmt: skip
+    function = partial(
+        getattr(gpuphot, row.function), fwhm=FWHM, backend=backend, **maps, **row.options
+    )
+    if row.takes_table:
+        return partial(function, table[row.columns], planes["image"])
+    columns = {name: np.asarray(table[name]) for name in row.columns}
+    return partial(function, planes["image"], **columns)
 
 
 def measure_whole_calls(workload: Workload, arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -768,10 +811,10 @@ def _time_whole(
         for _ in range(arguments.repeats):
             call()
             kernels.append(sum(clock.read().values()))
-    uploaded = [np.asarray(table[name]) for name in ("x", "y")]
+    uploaded = [np.asarray(table[name]) for name in row.columns]
     if place == "host":
         uploaded += planes.values() if row.maps_given else [planes["image"]]
-    new_columns = n_columns - len(table.colnames)
+    new_columns = n_columns - len(row.columns) if row.takes_table else n_columns
     upload = device.upload_seconds(uploaded, arguments.repeats)
     download = device.download_seconds(len(table), new_columns, arguments.repeats)
     wall = spread([run.wall for run in runs])
@@ -1003,7 +1046,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         workload = make(f"{case.side}^2", case.side, case.n_sources)
         report["kernels"] = measure_kernels(workload, case, ceilings, arguments)
     if "whole" in arguments.parts:
-        workload = make("whole", arguments.whole_side, arguments.whole_sources)
+        workload = with_fluxes(make("whole", arguments.whole_side, arguments.whole_sources))
         report["whole"] = measure_whole_calls(workload, arguments)
     if "crossover" in arguments.parts:
         report["crossover"] = measure_crossover(arguments)

@@ -23,7 +23,7 @@ import gpuphot
 from . import THREAD_VARIABLES
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("numpy", "scipy", "astropy", "photutils", "sep-x", "stdpipe")
+PACKAGES = ("numpy", "scipy", "astropy", "photutils", "sep-x", "stdpipe", "scikit-learn")
 Call = Callable[[], Any]
 
 
@@ -109,10 +109,12 @@ def _resident_peak() -> int:
 
 
 def peak_memory_of_gpuphot(
-    workload: str, backend: str, rows: dict[str, dict[str, Any]]
+    workload: str, fluxes_given: bool, backend: str, rows: dict[str, dict[str, Any]]
 ) -> dict[str, dict[str, int]]:
     """Peak memory per row, in a process that has loaded no reference package."""
-    request = {"workload": workload, "backend": backend, "rows": rows}
+    request = {
+        "workload": workload, "fluxes_given": fluxes_given, "backend": backend, "rows": rows
+    }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "bench.memory"],
         input=json.dumps(request), stdout=subprocess.PIPE, text=True, cwd=ROOT, check=False,

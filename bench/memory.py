@@ -6,25 +6,17 @@ import json
 import sys
 from functools import partial
 
-import gpuphot
-
+from . import calls
 from .harness import peak_memory
-from .workloads import build
 
 
 def main() -> None:
     request = json.load(sys.stdin)
-    workload = build(request["workload"])
+    workload = calls.built(request["workload"], request["fluxes_given"])
     peaks = {}
     for key, row in request["rows"].items():
-        call = partial(
-            getattr(gpuphot, row["function"]),
-            workload.table,
-            workload.image,
-            **workload.arguments(**row["call"]),
-            backend=request["backend"],
-        )
-        peaks[key] = peak_memory(call)
+        function = getattr(calls, row["function"])
+        peaks[key] = peak_memory(partial(function, workload, request["backend"], **row["call"]))
     json.dump(peaks, sys.stdout)
 
 

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from photutils.aperture import CircularAperture, aperture_photometry
 from photutils.background import Background2D, LocalBackground, ModeEstimatorBackground
 from photutils.centroids import centroid_com, centroid_sources
-from stdpipe import photometry_measure
+from stdpipe import photometry_measure, smoothing
+from stdpipe.psf import place_psf_stamp
 
+from .calls import deblending, flux_ratios
 from .workloads import Workload
 
 MESH = 64
@@ -32,6 +34,29 @@ def stdpipe_measure(workload: Workload, function: str, row: dict[str, Any]) -> T
         table["bg_local"] = 0.0  # or else it truncates local backgrounds to integers
     measure = getattr(photometry_measure, function)
     return measure(table, workload.image, **workload.arguments(**row))
+
+
+def stdpipe_deblended(workload: Workload, **options: Any) -> Table:
+    # Diagnostics are columns of what it computes anyway; fluxes are compared in units of one.
+    return photometry_measure.measure_aperture_deblended(
+        workload.image, **deblending(workload), **options, diagnostics=True
+    )
+
+
+def stdpipe_loess(workload: Workload) -> NDArray:
+    ratios = flux_ratios(workload)
+    x, y, values = (each[ratios.used] for each in (ratios.x, ratios.y, ratios.values))
+    field = smoothing.fit_vector_field_2d(
+        x, y, values, backend="loess", k=100, scales=ratios.scales
+    )  # fmt: skip
+    return field(ratios.x, ratios.y)
+
+
+def stdpipe_render(workload: Workload) -> NDArray:
+    image = np.zeros(workload.image.shape)
+    for x, y, flux in workload.table.iterrows("x", "y", "flux_psf"):
+        place_psf_stamp(image, workload.psf, x, y, flux=flux)
+    return image
 
 
 def _positions(workload: Workload) -> tuple[NDArray, NDArray]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from gpuphot.cupy_backend.kernels.registry import KERNELS
 from gpuphot.models.groups import CELL, CORE, MAX_DENSE
+from gpuphot.models.overlap import box_half_size
 from gpuphot.models.psf import gaussian_size
 from gpuphot.models.sep import FWHM_PER_SIGMA, MAX_FIT_GROUP
 
@@ -44,6 +45,12 @@ ROUNDS = 3
 """How often the blocks of large groups are fitted."""
 POSITIVE_SWEEPS = 10
 """Rounds that the fluxes of a group take until they stay, none of them negative; typical."""
+LOESS_STEPS = 4.5
+"""Circles in which samples are counted until one holds just those wanted; typical."""
+LOESS_COUNTED, LOESS_VISITED = 2.1, 1.4
+"""Samples that each looks at, and that a fit looks at, of every one wanted; typical."""
+LOESS_RUNS = 1.4
+"""How often the runs of samples that a circle may hold are found anew; typical."""
 OWN_SHARE = 0.5
 """Part of a member's circle that is not an earlier member's; typical where circles have the radius
 up to which sources are linked."""
@@ -83,6 +90,10 @@ class Case:
     system, core : float
         Members of the system of equations that a member is solved in, and those that are solved
         there: both the whole group if that is small.
+    subpix : int
+        Sub-pixels along the side of a pixel, by which the light of models is weighed.
+    nearest : int
+        Samples that a value of a smooth field is fitted to.
     passes, group_passes : float
         Of PSF fits, of single sources and of groups. The default is that of the default field.
     """
@@ -106,6 +117,8 @@ class Case:
     neighbours: float = 5.4
     system: float = 6.4
     core: float = 6.4
+    subpix: int = 4
+    nearest: int = 100
     passes: float = 10
     group_passes: float = 12
 
@@ -663,6 +676,73 @@ def _add_inverse_product(case: Case) -> Work:
     return Work("member", 0, 0, own_bytes, 2 * m + WARP_SUM + 1, cached_bytes=of_system)
 
 
+def _aperture_overlaps(case: Case) -> Work:
+    box = (2 * box_half_size(case.radius, case.subpix) + 1) ** 2
+    pixels, reach = case.stamp**2, case.stamp / 2 + case.radius
+    # Stars in three bands as high as they reach, those near enough, their pixels in the circle.
+    candidates = case.density * 3 * reach * 2 * reach
+    near = case.density * math.pi * reach**2
+    products = case.density * box * pixels
+    subpixels = rim_pixels(case.radius) * case.subpix * (3 + case.subpix * 5)
+    return Work(
+        unit="source",
+        pixels=0,
+        bytes_per_pixel=0,
+        # Position, row, ranges; three sums, read and written; the star there and its stamp.
+        own_bytes=2 * 8 + 4 + 2 * 3 * 4 + 2 * 3 * 8 + 4 * 8 + 4 + 8 * pixels,
+        operations=box * (2 * 8 + 6)
+        + subpixels
+        + candidates * 12
+        + products * 2
+        + near * (WARP_SUM + DIVISION + 7),
+        cached_bytes=candidates * 2 * 8 + near * (2 * 8 + 4) + products * 8,
+        shared=4 * 8 * box,
+    )
+
+
+# ---- Smooth fields, fitted to values at all sources
+
+LOESS_BAND = 2 * (DIVISION + 4) + 8 + 5 * 2  # rows in reach, half a chord; samples counted up to it
+LOESS_SAMPLE = 2 + 3 + 6  # two differences, squared; search of the run by shuffles
+
+
+def _loess_reach(case: Case) -> Work:
+    counted = LOESS_STEPS * LOESS_COUNTED * case.nearest
+    found = LOESS_VISITED * case.nearest
+    return Work(
+        unit="source",
+        pixels=0,
+        bytes_per_pixel=0,
+        own_bytes=2 * 8 + 4 + 2 * 8,  # query; number of the farthest; the sample there
+        operations=counted * (LOESS_SAMPLE + 2 + 2)
+        + found * (LOESS_SAMPLE + 1)
+        + LOESS_RUNS * 32 * LOESS_BAND
+        + LOESS_STEPS * (2 * WARP_SUM + DIVISION + 5)
+        + 2 * WARP_SUM,
+        cached_bytes=(counted + found) * 2 * 8,
+    )
+
+
+def _loess_predict(case: Case) -> Work:
+    n, visited = case.nearest, LOESS_VISITED * case.nearest
+    sums = 2 * 2 + 1 + 3 + EXPONENTIAL + 1 + 2 + 9 + 6
+    line = 8 * DIVISION + 30
+    return Work(
+        unit="source",
+        pixels=0,
+        bytes_per_pixel=0,
+        # Query, number of the farthest; the sample there, its value and weight, its rank; result.
+        own_bytes=2 * 8 + 4 + 4 * 8 + 4 + 8,
+        operations=visited * (LOESS_SAMPLE + 2)
+        + 32 * LOESS_BAND
+        + n * sums
+        + 9 * WARP_SUM
+        + 2 * DIVISION
+        + line,
+        cached_bytes=visited * 2 * 8 + n * 2 * 8,
+    )
+
+
 # ---- SEP's conventions: planes of single precision
 
 SINGLE = 0.5
@@ -1075,6 +1155,9 @@ WORK: dict[str, Callable[[Case], Work]] = {
     "gaussian_stamps": _gaussian_stamps,
     "render_tiles": _render_tiles,
     "optimal_sums": _optimal_sums,
+    "aperture_overlaps": _aperture_overlaps,
+    "loess_reach": _loess_reach,
+    "loess_predict": _loess_predict,
     "link_cells": _link_cells,
     "flatten_links": _flatten_links,
     "list_neighbours": _list_neighbours,
