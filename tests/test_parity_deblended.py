@@ -16,8 +16,8 @@ from .scenes import FWHM, add_stars
 pytestmark = pytest.mark.fresh_seed
 
 SHAPE = 240, 300
-R = 3.3
-COLUMNS = {"flux", "flux_ap_raw", "flux_model", "flux_total_model"}
+N_STARS = 300
+R = 3.37  # no sub-pixel lies exactly on the rim, where rounding decides
 
 
 def in_double(psf):
@@ -28,7 +28,7 @@ def in_double(psf):
 class Field:
     """A crowded image and what is known of its stars; some seeds and errors are useless."""
 
-    def __init__(self, rng, n=500):
+    def __init__(self, rng, n=N_STARS):
         self.x, self.y = awkward_positions(rng, n, *SHAPE)
         flux = 10 ** rng.uniform(2.5, 5, n)
         self.image = rng.normal(0, 3, SHAPE)
@@ -150,9 +150,9 @@ def test_aperture_in_units_of_the_fwhm(field, backend):
 
 def test_targets(field, backend, rng):
     psf = in_double(load_psf("constant"))
-    rows = rng.integers(0, 500, 120)
+    rows = rng.integers(0, N_STARS, 90)
     assert_agrees(*both(field, backend, psf, err=field.err, target=rows))
-    chosen = rng.random(500) < 0.3
+    chosen = rng.random(N_STARS) < 0.3
     assert_agrees(*both(field, backend, psf, err=field.err, target=chosen))
 
 
@@ -161,7 +161,7 @@ def test_mask(field, backend):
     psf = in_double(load_psf("constant"))
     ours, theirs = both(field, backend, psf, err=field.err, mask=field.mask)
     masked = np.asarray(ours["flags"]) & SepFlag.HAS_MASKED > 0
-    assert 5 < masked.sum() < 200
+    assert 2 < masked.sum() < 120
     assert_agrees(ours, theirs, masked=True)
     for name in ("flags", "fluxerr", "flux_ap_raw"):
         np.testing.assert_allclose(ours[name][masked], theirs[name][masked], rtol=1e-9)
