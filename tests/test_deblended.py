@@ -158,6 +158,14 @@ def test_star_without_a_seed_is_no_neighbour(backend, useless):
     assert result["flux_neighbour_err"][0] == 0
 
 
+def test_background_that_is_no_number_gives_no_flux(backend):
+    bg = np.zeros(SHAPE)
+    bg[25, 50] = np.inf
+    result = measure(backend, bg=bg)
+    assert np.isnan(result["flux"]).tolist() == [False, False, True, False]
+    assert result["flags"].tolist() == [0, 0, BAD, 0]
+
+
 def test_targets(backend):
     every = measure(backend, err=2.0, diagnostics=True)
     for target in (
@@ -271,6 +279,7 @@ BAD_INPUT = {
     "target mask": ({"target": [True]}, ValueError, "target must have 4 booleans"),
     "target float": ({"target": [1.0]}, TypeError, "target must be a 1-D array"),
     "target scalar": ({"target": 1}, TypeError, "target must be a 1-D array"),
+    "target word": ({"target": "all"}, TypeError, "row numbers, got 'all'"),
     "psf": ({"psf": None}, TypeError, "psf must be a PSFModel"),
     "psf entries": ({"psf": {"data": 1}}, ValueError, r"psf"),
     "correction": ({"aperture_correction": "fix"}, ValueError, "aperture_correction must be one"),

@@ -236,7 +236,8 @@ def measure_aperture_deblended(
 
     parameters = {
         "aper": r, "psf": psf, "err": err, "mask": mask, "gain": gain, "bg": bg,
-        "aperture_correction": correction.method, "ratio_clip": correction.limits,
+        "aperture_correction": correction.method, "correction_field": str(correction.field),
+        "ratio_clip": correction.limits,
         "outlier_clip": correction.outlier_clip, "min_for_field_fit": correction.n_min,
         "bad_flag": bad_flag, "propagate_neighbour_errors": propagate, "overlap_subpixel": subpix,
     }  # fmt: skip
@@ -378,6 +379,7 @@ def _deblend(
     """Fluxes without the neighbours' light."""
     measured = targets.valid & ((raw.flag & SepFlag.ALL_MASKED) == 0)
     flux = raw.flux - in_model.flux + total * overlaps.enclosed
+    measured &= xp.isfinite(flux)
     fluxerr = raw.fluxerr
     if propagate:
         fluxerr = xp.sqrt(fluxerr**2 + overlaps.variance)

@@ -166,7 +166,7 @@ def read_target(target: Any, n: int, ops: Any) -> NDArray[np.int64]:
         rows = rows.astype(rows.dtype if rows.dtype == bool else np.int64)
     if rows.ndim != 1 or rows.dtype.kind not in "biu":
         raise TypeError(
-            f"target must be a 1-D array of booleans or of row numbers, got {_kind(rows)}"
+            f"target must be a 1-D array of booleans or of row numbers, got {_kind(target)}"
         )
     if rows.dtype == bool:
         if len(rows) != n:
