@@ -275,3 +275,18 @@ def test_grid_without_extent_gives_no_field(ops):
     x, y = np.arange(9.0), np.full(9, 5.0)
     assert np.isnan(grid(ops, x, y, x)).all()
     assert np.isnan(grid(ops, y, x, x)).all()
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 7, 100])
+def test_median_and_deviation(rng, ops, n):
+    values, used = rng.normal(0, 1, n + 9), np.arange(n + 9) < n
+    values[n:] = np.nan
+    order = rng.permutation(n + 9)
+    arguments = ops.to_device(values[order]), ops.to_device(used[order])
+    median, deviation = (float(v) for v in ops.median_and_deviation(*arguments))
+    if n == 0:
+        assert np.isnan(median)
+        assert np.isnan(deviation)
+        return
+    assert median == np.median(values[:n])
+    assert deviation == np.median(np.abs(values[:n] - median))

@@ -23,7 +23,7 @@ from .sep_mesh import sep_background
 from .sep_optimal import sep_optimal_sums
 from .sep_stamps import sep_psf_stamps
 from .sep_winpos import sep_psf_winpos, sep_winpos
-from .smooth import grid_field, loess_field
+from .smooth import grid_field, loess_field, median_and_deviation
 from .stamps import psf_stamps
 
 LARGE_PSF_GROUPS = "blocks"
@@ -44,6 +44,7 @@ __all__ = [
     "link_groups",
     "load_image",
     "loess_field",
+    "median_and_deviation",
     "mesh_statistics",
     "optimal_sums",
     "psf_centroid",

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuphot.models.smooth import (
+    MAX_OFFSET,
     GridOptions,
     LoessOptions,
     cell_centres,
@@ -22,9 +23,6 @@ from gpuphot.models.smooth import (
 from .launch import blocks, launch, to_device, to_host
 
 _WARPS = 4
-
-MAX_OFFSET = 1e150
-"""Positions are not let farther out, so that their distances are finite."""
 
 
 def loess_field(x: Any, y: Any, values: Any, used: Any, options: LoessOptions) -> Any:
@@ -157,19 +155,26 @@ def _predict(
 def _robust_weights(residual: Any, robust_c: float) -> Any:
     """Tukey's biweight of residuals in units of their standard deviation; 1 for NaN."""
     finite = cupy.isfinite(residual)
-    centre = _median(residual, finite)
-    sigma = 1.4826 * _median(cupy.abs(residual - centre), finite) + 1e-12
+    sigma = 1.4826 * median_and_deviation(residual, finite)[1] + 1e-12
     u = residual / (robust_c * sigma)
     weight = cupy.where(cupy.abs(u) < 1, cupy.square(1 - u * u), 0)
     return cupy.where(finite, weight, 1)
 
 
-def _median(values: Any, counted: Any) -> Any:
-    """Median of the values that count."""
-    values = cupy.where(counted, values, cupy.inf)
-    n = cupy.count_nonzero(counted)
+def median_and_deviation(values: Any, used: Any) -> tuple[Any, Any]:
+    """Median of some values, and the median of their absolute deviations from it."""
+    median = _median(values, used)
+    return median, _median(cupy.abs(values - median), used)
+
+
+def _median(values: Any, used: Any) -> Any:
+    if len(values) == 0:
+        return cupy.full((), cupy.nan)
+    values = cupy.where(used, values, cupy.inf)
+    n = cupy.count_nonzero(used)
     middle = cupy.maximum(cupy.stack([n - 1, n]), 0) // 2
-    return 0.5 * values[cupy.argsort(values)[middle]].sum()
+    median = 0.5 * values[cupy.argsort(values)[middle]].sum()
+    return cupy.where(n > 0, median, cupy.nan)
 
 
 def grid_field(x: Any, y: Any, values: Any, used: Any, options: GridOptions) -> Any:

@@ -296,8 +296,8 @@ def _model_ratio(
     )
     ratio = xp.where(usable, fitted, 1) / xp.where(usable, seed, 1)
     usable &= xp.isfinite(ratio) & (ratio > 0)
-    typical = _median(ratio, usable, xp)
-    sigma = SIGMA_PER_MAD * _median(xp.abs(ratio - typical), usable, xp)
+    typical, deviation = ops.median_and_deviation(ratio, usable)
+    sigma = SIGMA_PER_MAD * deviation
     near = xp.abs(ratio - typical) < correction.outlier_clip * sigma
     usable &= near | ~(sigma > 0)
     level = xp.where(xp.isfinite(typical), typical, 1.0)
@@ -322,17 +322,6 @@ def _is_near(pos: Positions, shape: tuple[int, int], xp: Any) -> Array:
     height, width = shape
     near_x = xp.abs(pos.x - width / 2) <= 1.5 * width
     return pos.valid & near_x & (xp.abs(pos.y - height / 2) <= 1.5 * height)
-
-
-def _median(values: Array, used: Array, xp: Any) -> Array:
-    """Median of the used values as an array of no dimensions; NaN if there are none."""
-    if len(values) == 0:
-        return xp.full((), xp.nan)
-    in_order = xp.where(used, values, xp.inf)
-    in_order = in_order[xp.argsort(in_order)]
-    n = xp.count_nonzero(used)
-    middle = in_order[xp.maximum(n - 1, 0) // 2] + in_order[n // 2 % len(values)]
-    return xp.where(n > 0, 0.5 * middle, xp.nan)
 
 
 def _total_error(fitted_err: Array, fitted: Array, seed: Array, ratio: Array, xp: Any) -> Array:

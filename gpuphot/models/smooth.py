@@ -13,6 +13,10 @@ Extent = tuple[float, float]
 """Lowest and highest coordinate."""
 
 
+MAX_OFFSET = 1e150
+"""Scaled positions are not let farther out, so that their distances are finite."""
+
+
 @dataclass(frozen=True)
 class LoessOptions:
     """Local linear regression with Gaussian weights, robust against outliers.

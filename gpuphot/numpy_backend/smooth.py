@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from gpuphot.models.smooth import (
+    MAX_OFFSET,
     Extent,
     GridOptions,
     LoessOptions,
@@ -43,9 +44,6 @@ that sums about the middle of the tile are moved to its positions from without l
 
 FAR = 1e160
 """Scaled coordinate of a sample that is far from everything; its square is infinite."""
-
-MAX_OFFSET = 1e150
-"""Scaled coordinates are not let farther out, so that the squares of all others are finite."""
 
 
 def loess_field(
@@ -450,12 +448,33 @@ class _Regression:
 
 def _bisquare(residual: NDArray[np.float64], c: float) -> NDArray[np.float64]:
     """Weights of samples by their residuals: Tukey's, 1 where there is no residual."""
-    finite = residual[np.isfinite(residual)]
-    if not len(finite):
-        return np.ones(len(residual))
-    sigma = 1.4826 * np.median(np.abs(finite - np.median(finite))) + 1e-12
+    finite = np.isfinite(residual)
+    sigma = 1.4826 * median_and_deviation(residual, finite)[1] + 1e-12
     inlying = np.maximum(1 - np.square(residual / (c * sigma)), 0)
-    return np.where(np.isfinite(residual), inlying * inlying, 1.0)
+    return np.where(finite, inlying * inlying, 1.0)
+
+
+def median_and_deviation(
+    values: NDArray[np.float64], used: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Median of some values, and the median of their absolute deviations from it.
+
+    Parameters
+    ----------
+    values : (N,) float64 array
+    used : (N,) bool array
+        Where they count.
+
+    Returns
+    -------
+    median, deviation : float64 arrays of no dimensions
+        NaN if no value counts.
+    """
+    counted = values[used]
+    if not len(counted):
+        return np.array(np.nan), np.array(np.nan)
+    median = np.median(counted)
+    return np.asarray(median), np.asarray(np.median(np.abs(counted - median)))
 
 
 def _first_of_equals(u: NDArray[np.float64], t: NDArray[np.float64]) -> NDArray[np.intp]:
