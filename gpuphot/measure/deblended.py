@@ -368,16 +368,14 @@ def _deblend(
     """Fluxes without the neighbours' light."""
     measured = targets.valid & ((raw.flag & SepFlag.ALL_MASKED) == 0)
     flux = raw.flux - in_model.flux + total * overlaps.enclosed
-    measured &= xp.isfinite(flux)
+    flux = xp.where(measured & xp.isfinite(flux), flux, xp.nan)
     fluxerr = raw.fluxerr
     if propagate:
         fluxerr = xp.sqrt(fluxerr**2 + overlaps.variance)
     measurement = Measurement(flags=raw.flag)
     measurement.add("x", targets.x, "0-based pixel coordinate")
     measurement.add("y", targets.y, "0-based pixel coordinate")
-    measurement.add(
-        "flux", xp.where(measured, flux, xp.nan), "Flux in the aperture without the neighbours"
-    )
+    measurement.add("flux", flux, "Flux in the aperture without the neighbours")
     measurement.add("fluxerr", xp.where(measured, fluxerr, xp.nan), "Standard deviation of flux")
     return measurement
 
