@@ -127,7 +127,7 @@ def place_psf_stamps(
     """
     ops = resolve_backend(backend, image, x, y, flux).primitives
     gain = None if gain is None else inputs.positive_number("gain", gain)
-    generator = _read_rng(rng)
+    generator = inputs.read_rng(rng)
     with ops.device_of(image, x, y, flux):
         pixels = inputs.read_pixels(image, None, None, None, ops).image
         result = _render(pixels.shape, psf, x, y, flux, ops)
@@ -142,23 +142,8 @@ def place_psf_stamps(
 def _render(shape: tuple[int, int], psf: Any, x: Any, y: Any, flux: Any, ops: Any) -> Array:
     """Light of the stars that the caller describes, on the backend's device."""
     model = inputs.read_stamps(psf)
-    x = inputs.read_vector("x", x, None, ops)
-    y = inputs.read_vector("y", y, len(x), ops)
-    if np.isscalar(flux) or getattr(flux, "ndim", 1) == 0:
-        number = inputs.real_number("flux", flux, "a number, or one for each star")
-        flux = ops.xp.full(len(x), number)
-    else:
-        flux = inputs.read_vector("flux", flux, len(x), ops)
-    return ops.render_psf_image(shape, model, x, y, flux)
-
-
-def _read_rng(rng: Any) -> np.random.Generator:
-    try:
-        return np.random.default_rng(rng)
-    except (TypeError, ValueError) as error:
-        raise type(error)(
-            f"rng must be a numpy.random.Generator, a seed or None, got {rng!r}: {error}"
-        ) from error
+    x, y = inputs.read_points(x, y, ops)
+    return ops.render_psf_image(shape, model, x, y, inputs.read_fluxes(flux, len(x), ops))
 
 
 def _make_noisy(light: NDArray[np.float64], gain: float, rng: np.random.Generator) -> None:

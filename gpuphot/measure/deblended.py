@@ -195,16 +195,14 @@ def measure_aperture_deblended(
     gain = inputs.read_gain(gain)
     bad_flag = inputs.integer("bad_flag", bad_flag, 0)
     propagate = inputs.flag("propagate_neighbour_errors", propagate_neighbour_errors)
-    if propagate and flux_psf_err is None:
-        raise ValueError(
-            "flux_psf_err must be given with propagate_neighbour_errors=True, got None"
-        )
+    inputs.check_flux_errors(propagate, flux_psf_err)
     subpix = inputs.integer("overlap_subpixel", overlap_subpixel, 1)
     diagnostics = inputs.flag("diagnostics", diagnostics)
     with ops.device_of(*arrays):
         pixels = inputs.read_pixels(image, mask, bg, err, ops)
         r = inputs.radius("aper", aper, inputs.read_scale(fwhm, pixels.shape))
-        pos = _read_positions(x, y, ops)
+        x, y = inputs.read_points(x, y, ops)
+        pos = inputs.make_positions(x, y, xp.isfinite(x) & xp.isfinite(y), xp)
         n = len(pos)
         seed = inputs.read_vector("flux_seed", flux_seed, n, ops)
         fitted = inputs.read_vector("flux_psf", flux_psf, n, ops)
@@ -267,13 +265,6 @@ class _Correction:
     n_min: int
 
 
-def _read_positions(x: Any, y: Any, ops: Any) -> Positions:
-    xp = ops.xp
-    x = inputs.read_vector("x", x, None, ops)
-    y = inputs.read_vector("y", y, len(x), ops)
-    return inputs.make_positions(x, y, xp.isfinite(x) & xp.isfinite(y), xp)
-
-
 def _model_ratio(
     pos: Positions,
     seed: Array,
@@ -287,34 +278,42 @@ def _model_ratio(
     xp = ops.xp
     if correction.method == "none":
         return xp.clip(xp.ones(len(pos)), *correction.limits)
-    usable = (
-        _is_near(pos, shape, xp)
-        & (seed > 0)
-        & (fitted > 0)
-        & xp.isfinite(seed)
-        & xp.isfinite(fitted)
-    )
+    ratio, clean, level = _clean_ratios(pos, seed, fitted, shape, correction.outlier_clip, ops)
+    field = xp.broadcast_to(level, len(pos))
+    if correction.method == "ratio_field":
+        n = int(xp.count_nonzero(clean))
+        if n >= correction.n_min:
+            message = f"Field of flux ratios, fitted to {n} stars"
+            fit = ops.loess_field if isinstance(correction.field, LoessOptions) else ops.grid_field
+            field = fit(pos.x, pos.y, ratio, clean, correction.field)
+            field = xp.where(xp.isfinite(field), field, level)
+        else:
+            message = f"{n} flux ratios are too few for a field, their median is used"
+        if log:
+            log(message)
+    return xp.clip(field, *correction.limits)
+
+
+def _clean_ratios(
+    pos: Positions,
+    seed: Array,
+    fitted: Array,
+    shape: tuple[int, int],
+    outlier_clip: float,
+    ops: Any,
+) -> tuple[Array, Array, Array]:
+    """Ratios of the fluxes, which of them are to be fitted, and their median before clipping."""
+    xp = ops.xp
+    usable = _is_near(pos, shape, xp)
+    for flux in (seed, fitted):
+        usable &= xp.isfinite(flux) & (flux > 0)
     ratio = xp.where(usable, fitted, 1) / xp.where(usable, seed, 1)
     usable &= xp.isfinite(ratio) & (ratio > 0)
     typical, deviation = ops.median_and_deviation(ratio, usable)
     sigma = SIGMA_PER_MAD * deviation
-    near = xp.abs(ratio - typical) < correction.outlier_clip * sigma
-    usable &= near | ~(sigma > 0)
+    near = xp.abs(ratio - typical) < outlier_clip * sigma
     level = xp.where(xp.isfinite(typical), typical, 1.0)
-    field = xp.broadcast_to(level, len(pos))
-    if correction.method == "ratio_field":
-        n_fitted = int(xp.count_nonzero(usable))
-        if n_fitted >= correction.n_min:
-            fit = ops.loess_field if isinstance(correction.field, LoessOptions) else ops.grid_field
-            field = fit(pos.x, pos.y, ratio, usable, correction.field)
-            field = xp.where(xp.isfinite(field), field, level)
-        if log:
-            log(
-                f"Field of flux ratios, fitted to {n_fitted} stars"
-                if n_fitted >= correction.n_min
-                else f"{n_fitted} flux ratios are too few for a field, their median is used"
-            )
-    return xp.clip(field, *correction.limits)
+    return ratio, usable & (near | ~(sigma > 0)), level
 
 
 def _is_near(pos: Positions, shape: tuple[int, int], xp: Any) -> Array:

@@ -147,6 +147,30 @@ def read_vector(name: str, values: Any, n: int | None, ops: Any) -> Array:
     return ops.to_device(vector).astype(ops.xp.float64, copy=False)
 
 
+def read_points(x: Any, y: Any, ops: Any) -> tuple[Array, Array]:
+    """Coordinates of as many sources in x as in y."""
+    x = read_vector("x", x, None, ops)
+    return x, read_vector("y", y, len(x), ops)
+
+
+def read_fluxes(flux: Any, n: int, ops: Any) -> Array:
+    """Fluxes of n sources, from one for each or from one for all."""
+    if np.isscalar(flux) or getattr(flux, "ndim", 1) == 0:
+        number = real_number("flux", flux, "a number, or one for each star")
+        return ops.xp.full(n, number)
+    return read_vector("flux", flux, n, ops)
+
+
+def read_rng(rng: Any) -> np.random.Generator:
+    """A generator of random numbers, perhaps from its seed."""
+    try:
+        return np.random.default_rng(rng)
+    except (TypeError, ValueError) as error:
+        raise type(error)(
+            f"rng must be a numpy.random.Generator, a seed or None, got {rng!r}: {error}"
+        ) from error
+
+
 def read_shape(name: str, value: Any) -> tuple[int, int]:
     """Rows and columns of an image with at least one pixel."""
     if not isinstance(value, (tuple, list, np.ndarray)) or len(value) != 2:
@@ -373,10 +397,6 @@ def read_annulus(
     return r_in, r_out
 
 
-_IGNORED = {"loess": ("leaf_size", "n_jobs"), "grid": ("k", "scales")}
-"""What stdpipe takes for the methods of the field and has no effect here."""
-
-
 def read_field_options(kwargs: Any) -> LoessOptions | GridOptions:
     """How the field of a correction is fitted; see `measure_aperture_deblended`."""
     name = "correction_field_kwargs"
@@ -386,15 +406,14 @@ def read_field_options(kwargs: Any) -> LoessOptions | GridOptions:
     method = choice(f"{name}['backend']", given.pop("backend", "loess"), ("loess", "grid"))
     if method == "loess":
         choice(f"{name}['kernel']", given.pop("kernel", "gaussian"), ("gaussian",))
-    readers = _LOESS_READERS if method == "loess" else _GRID_READERS
-    ignored = _GRID_READERS if method == "loess" else ()
+    readers = _FIELD_READERS[method]
     options = {}
     for key, value in given.items():
         label = f"{name}['{key}']"
         if key in readers:
             if value is not None:
                 options[key] = readers[key](label, value)
-        elif key not in (*_IGNORED[method], *ignored):
+        elif key not in _IGNORED[method]:
             raise ValueError(f"{name} must have keys of the method '{method}', got {key!r}")
     return LoessOptions(**options) if method == "loess" else GridOptions(**options)
 
@@ -411,20 +430,27 @@ def _pair(read: Callable[[str, Any], Any]) -> Callable[[str, Any], tuple[Any, An
     return read_pair
 
 
-_LOESS_READERS: dict[str, Callable[[str, Any], Any]] = {
-    "scales": _pair(positive_number),
-    "k": _at_least(1),
-    "robust_iters": _at_least(0),
-    "robust_c": positive_number,
-    "min_bandwidth": positive_number,
-    "ridge": not_negative,
+_FIELD_READERS: dict[str, dict[str, Callable[[str, Any], Any]]] = {
+    "loess": {
+        "scales": _pair(positive_number),
+        "k": _at_least(1),
+        "robust_iters": _at_least(0),
+        "robust_c": positive_number,
+        "min_bandwidth": positive_number,
+        "ridge": not_negative,
+    },
+    "grid": {
+        "image_shape": read_shape,
+        "grid_shape": _pair(_at_least(2)),
+        "min_per_cell": _at_least(1),
+        "smooth_sigma": not_negative,
+    },
 }
-_GRID_READERS: dict[str, Callable[[str, Any], Any]] = {
-    "image_shape": read_shape,
-    "grid_shape": _pair(_at_least(2)),
-    "min_per_cell": _at_least(1),
-    "smooth_sigma": not_negative,
+_IGNORED = {
+    "loess": ("leaf_size", "n_jobs", *_FIELD_READERS["grid"]),
+    "grid": ("k", "scales"),
 }
+"""Keys that stdpipe takes for a method, too, and that have no effect."""
 
 
 def read_range(name: str, value: Any) -> tuple[float, float]:
@@ -472,6 +498,14 @@ def read_sep_psf(name: str, psf: Any, backend: str) -> Any:
     if not math.isfinite(model.fwhm):
         raise ValueError(f"{name} must have an entry 'fwhm', the FWHM in pixels, got none")
     return sampled_gaussian(model.fwhm) if model.planes is None else model
+
+
+def check_flux_errors(propagate: bool, flux_psf_err: Any) -> None:
+    """Refuse to propagate errors that are not there."""
+    if propagate and flux_psf_err is None:
+        raise ValueError(
+            "flux_psf_err must be given with propagate_neighbour_errors=True, got None"
+        )
 
 
 def check_extraction(optimal: bool, psf: Any, fwhm: Any) -> None:

@@ -18,7 +18,6 @@ from gpuphot.models.frame import Array, Measurement
 from .inputs import read_flags
 
 META_KEY = "gpuphot"
-_FLAGS = "Quality flags of gpuphot.Flag"
 
 
 def add_magnitudes(measurement: Measurement, xp: Any, usable: Array | bool = True) -> None:
@@ -76,7 +75,7 @@ def to_table(table: Table, measurement: Measurement, keep: Array | None, ops: An
         if name in measurement.columns:
             _set_column(result, f"{name}_orig", result[name].copy())
     flags = read_flags(result) | new_flags[rows]
-    _set_column(result, "flags", Column(flags, description=_FLAGS))
+    _set_column(result, "flags", Column(flags, description="Quality flags of gpuphot.Flag"))
     for (name, column), row in zip(measurement.columns.items(), values, strict=True):
         values_kept = row[rows].astype(column.dtype, copy=False)
         new = Column(values_kept, description=column.description)
@@ -94,7 +93,7 @@ def new_table(measurement: Measurement, ops: Any) -> Table:
         new = Column(row.astype(column.dtype, copy=False), description=column.description)
         _set_column(table, name, new)
         if name == "fluxerr":
-            _set_column(table, "flags", Column(flags, description=_FLAGS))
+            _set_column(table, "flags", Column(flags, description="Flags of SEP, and bad_flag"))
     return table
 
 

@@ -93,7 +93,7 @@ def loess_field(
         near = _find_neighbours(samples, *at, (min(options.k, n), min(options.k, n - 1)))
         for _ in range(options.robust_iters):
             residual = values[fitted] - regression.predict(near, without_self=True)
-            regression.robust[:-1] = _bisquare(residual, options.robust_c)
+            regression.robust[:-1] = _robust_weights(residual, options.robust_c)
         field[fitted] = regression.predict(near)
         if len(others):
             near = _find_neighbours(samples, u[others], t[others], (min(options.k, n),))
@@ -446,7 +446,7 @@ class _Regression:
         return np.where(weighted, (sv - sx * bx - sy * by) / s, np.nan)
 
 
-def _bisquare(residual: NDArray[np.float64], c: float) -> NDArray[np.float64]:
+def _robust_weights(residual: NDArray[np.float64], c: float) -> NDArray[np.float64]:
     """Weights of samples by their residuals: Tukey's, 1 where there is no residual."""
     finite = np.isfinite(residual)
     sigma = 1.4826 * median_and_deviation(residual, finite)[1] + 1e-12
@@ -512,13 +512,11 @@ def grid_field(
     if edges is None:
         return field
     nx, ny = options.grid_shape
-    column, row = (
-        _interval(e, v[fitted], n) for e, v, n in zip(edges, (x, y), (nx, ny), strict=True)
-    )
-    median, count = _medians(row * nx + column, values[fitted], nx * ny)
+    column, row = (_interval(e, v[fitted]) for e, v in zip(edges, (x, y), strict=True))
+    median, count = _cell_medians(row * nx + column, values[fitted], nx * ny)
     centres = cell_centres(edges[0]), cell_centres(edges[1])
     cells = smooth_cells(median.reshape(ny, nx), count.reshape(ny, nx), *centres, options)
-    i, j = (_interval(c, v[asked], len(c) - 1) for c, v in zip(centres, (x, y), strict=True))
+    i, j = (_interval(c, v[asked]) for c, v in zip(centres, (x, y), strict=True))
     along_x, along_y = (
         (v[asked] - c[k]) / (c[k + 1] - c[k])
         for c, v, k in zip(centres, (x, y), (i, j), strict=True)
@@ -530,12 +528,12 @@ def grid_field(
     return field
 
 
-def _interval(edges: NDArray[np.float64], v: NDArray[np.float64], n: int) -> NDArray[np.intp]:
-    """Which of the n intervals between edges each value lies in, or which one is nearest."""
-    return np.clip(np.searchsorted(edges, v, side="right") - 1, 0, n - 1)
+def _interval(edges: NDArray[np.float64], v: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Which of the intervals between edges each value lies in, or which one is nearest."""
+    return np.clip(np.searchsorted(edges, v, side="right") - 1, 0, len(edges) - 2)
 
 
-def _medians(
+def _cell_medians(
     cell: NDArray[np.intp], values: NDArray[np.float64], n_cells: int
 ) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
     """Median and number of the values in every cell; 0 if there are none."""
