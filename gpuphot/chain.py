@@ -1,0 +1,359 @@
+"""From an image to the fluxes of its stars in one call: what one would do by hand, step by step.
+
+Detection, the width of the stars, a PSF model, fluxes that start the fits, PSF fits, apertures
+without the light of the neighbours: each step is a function of this package, called here in order.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from astropy.table import Table
+from numpy.typing import ArrayLike, NDArray
+
+from .detect import detect_objects
+from .measure import inputs
+from .measure.deblended import measure_aperture_deblended
+from .measure.objects import measure_objects
+from .measure.objects_sep import measure_objects_sep
+from .models.fwhm import FWHM
+from .models.psf import FWHM_PER_SIGMA, PSFModel
+from .numpy_backend import primitives
+from .psf_builder import create_psf_model
+from .stars import ENOUGH, brightest_stars, estimate_fwhm
+
+METHODS: dict[str, Callable[..., Any]] = {
+    "aperture": measure_objects,
+    "optimal": measure_objects,
+    "sep": measure_objects_sep,
+    "psf": measure_objects_sep,
+    "deblended": measure_aperture_deblended,
+}
+"""The function that each method of `measure_image` ends in."""
+
+_APER = {"aperture": 1.0, "optimal": 1.5, "sep": 1.0, "psf": 1.0, "deblended": 1.0}
+"""Radius in FWHM, near the best signal-to-noise; fits need the flanks of the star."""
+
+_WITH_MODEL = ("optimal", "psf", "deblended")
+_SEED_RADIUS = 3.0
+_PSF_SIZE = 6.0
+"""Of the PSF model in FWHM: larger ones gather the light of neighbours in crowded fields."""
+_PSF_OVERSAMPLING = 2
+"""SEP's fits want a model that is finer than the image."""
+_ENOUGH_FOR_DEGREE_2 = 50
+_SET_HERE = {
+    "obj", "image", "x", "y", "psf", "optimal", "flux_seed", "flux_psf", "flux_psf_err", "get_bg",
+    "diagnostics",
+}  # fmt: skip
+"""Arguments of the measuring functions that are none of the user's here."""
+
+
+@dataclass(frozen=True)
+class ImagePhotometry:
+    """What `measure_image` found.
+
+    Attributes
+    ----------
+    table : Table
+        One row per object.
+    fwhm : float or None
+        FWHM of the stars in pixels, as given or estimated; None if nothing needed it.
+    r_aper : float
+        Radius of the apertures in pixels.
+    psf : PSFModel or None
+        The model of the stars, as given or built; None if nothing needed it.
+    background, noise : (H, W) arrays
+        Background and standard deviation of the pixels, as given or estimated.
+    mask : (H, W) bool array
+        Pixels that were masked, saturated ones included.
+    notes : tuple of str
+        What was decided on the way, one sentence each.
+    """
+
+    table: Table
+    fwhm: float | None
+    r_aper: float
+    psf: PSFModel | None
+    background: NDArray
+    noise: NDArray
+    mask: NDArray[np.bool_]
+    notes: tuple[str, ...]
+
+
+def measure_image(
+    image: ArrayLike,
+    obj: Any = None,
+    *,
+    method: str = "aperture",
+    aper: float | None = None,
+    bkgann: tuple[float, float] | None = None,
+    in_pixels: bool = False,
+    fwhm: FWHM | None = None,
+    psf: Any = None,
+    psf_degree: int | None = None,
+    mask: ArrayLike | None = None,
+    bg: ArrayLike | None = None,
+    err: ArrayLike | None = None,
+    gain: float | None = None,
+    saturation: float | None = None,
+    exposure: float | None = None,
+    bg_size: int = 64,
+    threshold: float = 3.0,
+    verbose: bool | Callable[[str], Any] = False,
+    backend: str | None = None,
+    **options: Any,
+) -> ImagePhotometry:
+    """Measure all stars of an image, from their detection to their fluxes.
+
+    What is not given is found: the objects by detection, the FWHM from the cores of bright
+    stars, the PSF from up to 100 of them.
+
+    Parameters
+    ----------
+    image : (H, W) array
+        As `measure_objects` takes it, but on the host: objects are detected by SEP.
+    obj : Table, optional
+        Objects to measure, as `measure_objects` takes them. By default those that are detected.
+    method : {"aperture", "optimal", "sep", "psf", "deblended"}, default "aperture"
+        Apertures of `measure_objects`, or its optimal extraction, grouped; apertures of
+        `measure_objects_sep`, or its PSF fits, grouped; apertures of
+        `measure_aperture_deblended`, with positions and fluxes from such fits.
+    aper : float, optional
+        Radius of the aperture in FWHM; by default 1, or 1.5 for optimal extraction. PSF fits
+        use none.
+    bkgann : (float, float), optional
+        Radii of the local background annulus in FWHM; "aperture", "optimal" and "sep" only.
+    in_pixels : bool, default False
+        `aper` and `bkgann` are in pixels, and not in FWHM.
+    fwhm : float or callable, optional
+        Of the stars, in pixels. By default that of up to 100 stars of the image.
+    psf : PSFModel, mapping, path, float or photutils model, optional
+        Of the stars, as `measure_objects` takes it. By default, for the methods that need one,
+        `create_psf_model` makes it from up to 100 stars; with fewer than 10 it is a Gaussian.
+    psf_degree : int, optional
+        Of the polynomial in the position in the model that is made, at least 1; by default 2
+        from 50 stars on, else 1.
+    mask, bg, err, gain, bg_size
+        As in `measure_objects`. PSF fits and deblending get the Poisson noise of a `gain` as
+        part of the noise map.
+    saturation : float, optional
+        Pixels of at least this value are masked.
+    exposure : float, optional
+        In seconds; magnitudes are then those of the flux per second.
+    threshold : float, default 3
+        Of the detection, in units of the background noise.
+    verbose : bool or callable, default False
+        Print what is done, or hand each message to a function.
+    backend : {"numpy", "cupy"}, optional
+        See `gpuphot.resolve_backend`.
+    **options
+        Further arguments of the function that `method` ends in, such as ``centroid_iter`` or
+        ``sn``.
+
+    Returns
+    -------
+    ImagePhotometry
+        The columns of its table are those of the method's function. For "deblended", ``flux_psf``,
+        ``flux_psf_err`` and the other columns of the fits stand beside them, and those of the
+        diagnostics: ``flux_ap_raw`` is the plain aperture, ``fracflux`` the share of the light in
+        it that is the star's own.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not what is described here, if nothing is detected, or if the image has
+        no stars to learn their width from. The message names the argument.
+    ImportError
+        If `sep_x` is not installed where it is needed.
+    BackendError
+        If the backend asked for cannot compute.
+    """
+    method = inputs.choice("method", method, tuple(METHODS))
+    _check_options(method, aper, bkgann, options)
+    in_pixels = inputs.flag("in_pixels", in_pixels)
+    exposure = None if exposure is None else inputs.positive_number("exposure", exposure)
+    model = inputs.read_psf(psf)
+    if fwhm is None and model is not None and math.isfinite(model.fwhm):
+        fwhm = model.fwhm
+    pixels = inputs.read_pixels(image, mask, bg, err, primitives)
+    bad = _masked(pixels, saturation)
+    notes = _Notes(inputs.read_log(verbose))
+    given = {"mask": bad, "verbose": verbose, "backend": backend}
+    sky = {"bg": bg, "err": err, "gain": gain, "bg_size": bg_size}
+
+    needs_model = method in _WITH_MODEL and model is None
+    needs_fwhm = fwhm is None and not (method == "aperture" and in_pixels and aper is not None)
+    found = None
+    if obj is None or needs_model or needs_fwhm:
+        found = _detect(image, bad, threshold, bg_size, notes)
+    objects: Any = found if obj is None else inputs.read_table(obj)
+    sources = objects if found is None else found
+    maps: Any = measure_objects(sources, image, _SEED_RADIUS, get_bg=True, **sky, **given)
+    seeds, background, noise = maps
+    if pixels.bg is not None:
+        background = np.asarray(pixels.bg)
+    data = np.asarray(pixels.image - background, dtype=np.float64)
+    if needs_fwhm:
+        fwhm = _estimate_fwhm(data, seeds, notes)
+    scale = inputs.read_scale(fwhm, pixels.shape)
+    if needs_model:
+        model = _make_psf(data, bad, seeds, scale, psf_degree, notes)
+
+    unit = scale if in_pixels else 1.0
+    aper = _APER[method] if aper is None else inputs.radius("aper", aper, 1.0) / unit
+    radii = {"aper": aper, "fwhm": fwhm}
+    if bkgann is not None:
+        radii["bkgann"] = tuple(np.asarray(bkgann) / unit)
+    if method == "aperture":
+        table = measure_objects(objects, image, **radii, **sky, **given, **options)
+    elif method == "optimal":
+        table = measure_objects(
+            objects, image, psf=model, optimal=True, **radii, **sky, **given, **options
+        )
+    elif method == "sep":
+        table = measure_objects_sep(objects, image, **radii, **sky, **given, **options)
+    else:
+        # SEP would add the Poisson noise of a gain to errors that know it from the noise map.
+        given |= {"bg": background, "err": noise}
+        if method == "psf":
+            table = measure_objects_sep(objects, image, psf=model, **given, **options)
+        else:
+            table = _deblend(objects, image, model, radii, given, options)
+    if exposure is not None:
+        _divide_by(exposure, table)
+    return ImagePhotometry(
+        table, None if fwhm is None else scale, aper * scale, model, background, noise, bad,
+        tuple(notes.lines),
+    )  # fmt: skip
+
+
+class _Notes:
+    """What is decided on the way, said to the log at once and kept."""
+
+    def __init__(self, log: inputs.Log | None) -> None:
+        self.lines: list[str] = []
+        self._log = log
+
+    def add(self, line: str) -> None:
+        self.lines.append(line)
+        if self._log:
+            self._log(line)
+
+
+def _check_options(method: str, aper: Any, bkgann: Any, options: dict[str, Any]) -> None:
+    """Refuse what has no effect."""
+    function = METHODS[method]
+    known = inspect.signature(function).parameters.keys() - _SET_HERE
+    unknown = sorted(options.keys() - known)
+    if unknown:
+        raise TypeError(
+            f"{unknown[0]} is no argument of measure_image, nor of {function.__name__} that "
+            f"method={method!r} hands it on to"
+        )
+    if bkgann is not None and method in ("psf", "deblended"):
+        raise ValueError(f"bkgann has no effect with method={method!r}, got {bkgann!r}")
+    if aper is not None and method == "psf":
+        raise ValueError(f"aper has no effect with method={method!r}, got {aper!r}")
+
+
+def _masked(pixels: inputs.Pixels, saturation: Any) -> NDArray[np.bool_]:
+    """Where the image is masked, not finite or saturated."""
+    bad = ~np.isfinite(pixels.image)
+    if pixels.mask is not None:
+        bad |= pixels.mask
+    if saturation is not None:
+        bad |= pixels.image >= inputs.positive_number("saturation", saturation)
+    return bad
+
+
+def _detect(
+    image: Any, bad: NDArray[np.bool_], threshold: float, bg_size: int, notes: _Notes
+) -> Table:
+    found = detect_objects(image, bad, threshold, bg_size)
+    if not len(found):
+        raise ValueError(f"image must have objects to detect, found none at threshold={threshold}")
+    notes.add(f"{len(found)} objects detected at {threshold:g} sigma")
+    return found
+
+
+def _estimate_fwhm(data: NDArray[np.float64], seeds: Table, notes: _Notes) -> float:
+    width = float(np.median(seeds["a"])) * FWHM_PER_SIGMA
+    stars = brightest_stars(seeds, data.shape, edge=2 * width)
+    fwhm = estimate_fwhm(data, np.asarray(stars["x"]), np.asarray(stars["y"]), width)
+    if math.isnan(fwhm):
+        raise ValueError("fwhm must be given, for the image has no star to estimate it from")
+    notes.add(f"FWHM of {fwhm:.2f} pixels from {len(stars)} stars")
+    return fwhm
+
+
+def _make_psf(
+    data: NDArray[np.float64],
+    bad: NDArray[np.bool_],
+    seeds: Table,
+    fwhm: float,
+    degree: int | None,
+    notes: _Notes,
+) -> PSFModel:
+    """A model of the brightest stars, or a Gaussian where they are too few."""
+    size = min(2 * math.ceil(_PSF_SIZE / 2 * fwhm) + 1, _largest_odd(min(data.shape)))
+    stars = brightest_stars(seeds, data.shape, edge=size / 2)
+    if len(stars) < ENOUGH:
+        notes.add(f"PSF: a Gaussian, for there are only {len(stars)} stars to make a model of")
+        return PSFModel.gaussian(fwhm)
+    if degree is None:
+        degree = 2 if len(stars) >= _ENOUGH_FOR_DEGREE_2 else 1
+    model = create_psf_model(
+        data, stars, fwhm, size=size, mask=bad, oversampling=_PSF_OVERSAMPLING, degree=degree,
+        neighbors_obj=seeds,
+    )  # fmt: skip
+    notes.add(f"PSF model of degree {degree} from {len(stars)} stars")
+    return model
+
+
+def _largest_odd(n: int) -> int:
+    return n - 1 + n % 2
+
+
+def _deblend(
+    objects: Table,
+    image: Any,
+    psf: PSFModel,
+    radii: dict[str, Any],
+    given: dict[str, Any],
+    options: dict[str, Any],
+) -> Table:
+    """PSF fits, and apertures with what these say of the neighbours; plain ones where they fail."""
+    fits = measure_objects_sep(objects, image, psf=psf, **given)
+    apertures = measure_objects(objects, image, **radii, **given)
+    fitted = np.isfinite(fits["x_psf"]) & np.isfinite(fits["flux"]) & (fits["flux"] > 0)
+    x, y = (np.where(fitted, fits[f"{name}_psf"], fits[name]) for name in ("x", "y"))
+    seed = np.where(fitted, fits["flux"], apertures["flux"])
+    deblended = measure_aperture_deblended(
+        image, x, y, psf=psf, flux_seed=seed, flux_psf=fits["flux"], flux_psf_err=fits["fluxerr"],
+        diagnostics=True, **radii, **given, **{"overlap_subpixel": 5, **options},
+    )  # fmt: skip
+    return _side_by_side(fits, deblended)
+
+
+def _side_by_side(fits: Table, deblended: Table) -> Table:
+    """Deblended fluxes as the fluxes of the table of the fits, whose own become ``flux_psf``."""
+    result = fits.copy()
+    result.remove_columns(["mag", "magerr"])
+    result.rename_columns(["flux", "fluxerr"], ["flux_psf", "flux_psf_err"])
+    result["flags"] |= deblended["flags"]
+    for name in deblended.colnames:
+        if name not in ("x", "y", "flags"):
+            result[name] = deblended[name]
+    result.meta.update(deblended.meta)
+    return result
+
+
+def _divide_by(exposure: float, table: Table) -> None:
+    """Make magnitudes those of the flux per second."""
+    table["mag"] += 2.5 * math.log10(exposure)
+    table["mag"].info.description = "Instrumental magnitude, -2.5 log10(flux / exposure)"
