@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from astropy.table import Table
+from astropy.table import Table, vstack
 from numpy.typing import ArrayLike, NDArray
 
 from .detect import detect_objects
+from .flags import Flag
 from .measure import inputs
 from .measure.deblended import measure_aperture_deblended
 from .measure.objects import measure_objects
@@ -25,7 +26,7 @@ from .models.fwhm import FWHM
 from .models.psf import FWHM_PER_SIGMA, PSFModel
 from .numpy_backend import primitives
 from .psf_builder import create_psf_model
-from .stars import ENOUGH, brightest_stars, estimate_fwhm
+from .stars import ENOUGH, brightest_stars, detect_hidden, estimate_fwhm
 
 METHODS: dict[str, Callable[..., Any]] = {
     "aperture": measure_objects,
@@ -40,6 +41,7 @@ _APER = {"aperture": 1.0, "optimal": 1.5, "sep": 1.0, "psf": 1.0, "deblended": 1
 """Radius in FWHM, near the best signal-to-noise; fits need the flanks of the star."""
 
 _WITH_MODEL = ("optimal", "psf", "deblended")
+_WITH_FITS = ("psf", "deblended")
 _SEED_RADIUS = 3.0
 _PSF_SIZE = 6.0
 """Of the PSF model in FWHM: larger ones gather the light of neighbours in crowded fields."""
@@ -84,6 +86,16 @@ class ImagePhotometry:
     mask: NDArray[np.bool_]
     notes: tuple[str, ...]
 
+    def modelled_stars(self) -> tuple[NDArray, NDArray, NDArray] | None:
+        """Positions x and y and total fluxes of the stars as the PSF model fits them, if it did."""
+        names = self.table.colnames
+        if self.psf is None:
+            return None
+        columns = ["x_psf", "y_psf"] if "x_psf" in names else ["x", "y"]
+        columns.append("flux_psf" if "flux_psf" in names else "flux")
+        x, y, flux = (np.asarray(self.table[name], dtype=float) for name in columns)
+        return x, y, flux
+
 
 def measure_image(
     image: ArrayLike,
@@ -104,6 +116,7 @@ def measure_image(
     exposure: float | None = None,
     bg_size: int = 64,
     threshold: float = 3.0,
+    passes: int = 2,
     verbose: bool | Callable[[str], Any] = False,
     backend: str | None = None,
     **options: Any,
@@ -142,11 +155,14 @@ def measure_image(
         As in `measure_objects`. PSF fits and deblending get the Poisson noise of a `gain` as
         part of the noise map.
     saturation : float, optional
-        Pixels of at least this value are masked.
+        Pixels of at least this value are masked. None or 0 masks none.
     exposure : float, optional
-        In seconds; magnitudes are then those of the flux per second.
+        In seconds; magnitudes are then those of the flux per second, unless it is None or 0.
     threshold : float, default 3
         Of the detection, in units of the background noise.
+    passes : int, default 2
+        Of the detection for "psf" and "deblended", where no `obj` is given: from the second on,
+        objects are detected on the image without the stars found before, as they are fitted.
     verbose : bool or callable, default False
         Print what is done, or hand each message to a function.
     backend : {"numpy", "cupy"}, optional
@@ -176,15 +192,16 @@ def measure_image(
     method = inputs.choice("method", method, tuple(METHODS))
     _check_options(method, aper, bkgann, options)
     in_pixels = inputs.flag("in_pixels", in_pixels)
-    exposure = None if exposure is None else inputs.positive_number("exposure", exposure)
+    passes = inputs.integer("passes", passes, 1)
+    exposure = 0.0 if exposure is None else inputs.not_negative("exposure", exposure)
     model = inputs.read_psf(psf)
     if fwhm is None and model is not None and math.isfinite(model.fwhm):
         fwhm = model.fwhm
     pixels = inputs.read_pixels(image, mask, bg, err, primitives)
     bad = _masked(pixels, saturation)
     notes = _Notes(inputs.read_log(verbose))
-    given = {"mask": bad, "verbose": verbose, "backend": backend}
-    sky = {"bg": bg, "err": err, "gain": gain, "bg_size": bg_size}
+    given: dict[str, Any] = {"mask": bad, "verbose": verbose, "backend": backend}
+    sky: dict[str, Any] = {"bg": bg, "err": err, "gain": gain, "bg_size": bg_size}
 
     needs_model = method in _WITH_MODEL and model is None
     needs_fwhm = fwhm is None and not (method == "aperture" and in_pixels and aper is not None)
@@ -197,6 +214,8 @@ def measure_image(
     seeds, background, noise = maps
     if pixels.bg is not None:
         background = np.asarray(pixels.bg)
+    if pixels.err is not None:
+        noise = np.asarray(pixels.err)
     data = np.asarray(pixels.image - background, dtype=np.float64)
     if needs_fwhm:
         fwhm = _estimate_fwhm(data, seeds, notes)
@@ -206,30 +225,39 @@ def measure_image(
 
     unit = scale if in_pixels else 1.0
     aper = _APER[method] if aper is None else inputs.radius("aper", aper, 1.0) / unit
-    radii = {"aper": aper, "fwhm": fwhm}
+    radii: dict[str, Any] = {"aper": aper, "fwhm": fwhm}
     if bkgann is not None:
         radii["bkgann"] = tuple(np.asarray(bkgann) / unit)
-    if method == "aperture":
-        table = measure_objects(objects, image, **radii, **sky, **given, **options)
-    elif method == "optimal":
-        table = measure_objects(
-            objects, image, psf=model, optimal=True, **radii, **sky, **given, **options
-        )
-    elif method == "sep":
-        table = measure_objects_sep(objects, image, **radii, **sky, **given, **options)
+    # SEP would add the Poisson noise of a gain to errors that know it from the noise map.
+    known = {"bg": background, "err": noise}
+    if obj is None and method in _WITH_FITS:
+        for _ in range(passes - 1):
+            fits = measure_objects_sep(objects, image, psf=model, **known, **given)
+            objects = _add_hidden(fits, data, bad, model, threshold, bg_size, backend, notes)
+    if method == "deblended":
+        table = _deblend(objects, image, model, {**radii, **known, **given}, options)
     else:
-        # SEP would add the Poisson noise of a gain to errors that know it from the noise map.
-        given |= {"bg": background, "err": noise}
-        if method == "psf":
-            table = measure_objects_sep(objects, image, psf=model, **given, **options)
-        else:
-            table = _deblend(objects, image, model, radii, given, options)
-    if exposure is not None:
+        arguments = {
+            "aperture": {**radii, **sky},
+            "optimal": {**radii, **sky, "psf": model, "optimal": True},
+            "sep": {**radii, **sky},
+            "psf": {**known, "psf": model},
+        }[method]
+        table = METHODS[method](objects, image, **arguments, **given, **options)
+    if len(table) < len(objects):
+        notes.add(f"{len(objects) - len(table)} objects dropped by the filters")
+    if exposure:
         _divide_by(exposure, table)
     return ImagePhotometry(
-        table, None if fwhm is None else scale, aper * scale, model, background, noise, bad,
-        tuple(notes.lines),
-    )  # fmt: skip
+        table=table,
+        fwhm=None if fwhm is None else scale,
+        r_aper=aper * scale,
+        psf=model,
+        background=background,
+        noise=noise,
+        mask=bad,
+        notes=tuple(notes.lines),
+    )
 
 
 class _Notes:
@@ -252,10 +280,9 @@ def _check_options(method: str, aper: Any, bkgann: Any, options: dict[str, Any])
     unknown = sorted(options.keys() - known)
     if unknown:
         raise TypeError(
-            f"{unknown[0]} is no argument of measure_image, nor of {function.__name__} that "
-            f"method={method!r} hands it on to"
+            f"{unknown[0]} does not go with method={method!r}: {function.__name__} does not take it"
         )
-    if bkgann is not None and method in ("psf", "deblended"):
+    if bkgann is not None and method in _WITH_FITS:
         raise ValueError(f"bkgann has no effect with method={method!r}, got {bkgann!r}")
     if aper is not None and method == "psf":
         raise ValueError(f"aper has no effect with method={method!r}, got {aper!r}")
@@ -266,7 +293,7 @@ def _masked(pixels: inputs.Pixels, saturation: Any) -> NDArray[np.bool_]:
     bad = ~np.isfinite(pixels.image)
     if pixels.mask is not None:
         bad |= pixels.mask
-    if saturation is not None:
+    if saturation:
         bad |= pixels.image >= inputs.positive_number("saturation", saturation)
     return bad
 
@@ -315,27 +342,49 @@ def _make_psf(
     return model
 
 
+def _add_hidden(
+    fits: Any,
+    data: NDArray[np.float64],
+    bad: NDArray[np.bool_],
+    psf: Any,
+    threshold: float,
+    bg_size: int,
+    backend: str | None,
+    notes: _Notes,
+) -> Table:
+    """The detected objects where the fits have moved them, and those that they hid."""
+    known = fits["x", "y", "a", "b", "theta", "peak", "sep_flag"]
+    fitted = np.isfinite(fits["x_psf"]) & ((fits["flags"] & Flag.LARGE_SHIFT) == 0)
+    for name in ("x", "y"):
+        known[name] = np.where(fitted, fits[f"{name}_psf"], fits[name])
+    x, y, flux = (np.asarray(fits[name], dtype=float) for name in ("x_psf", "y_psf", "flux"))
+    hidden = detect_hidden(
+        data, bad, psf, x, y, flux, threshold=threshold, bg_size=bg_size, backend=backend
+    )
+    notes.add(f"{len(hidden)} more objects detected without the light of these")
+    return vstack([known, hidden])
+
+
 def _largest_odd(n: int) -> int:
     return n - 1 + n % 2
 
 
 def _deblend(
-    objects: Table,
-    image: Any,
-    psf: PSFModel,
-    radii: dict[str, Any],
-    given: dict[str, Any],
-    options: dict[str, Any],
+    objects: Table, image: Any, psf: Any, given: dict[str, Any], options: dict[str, Any]
 ) -> Table:
     """PSF fits, and apertures with what these say of the neighbours; plain ones where they fail."""
-    fits = measure_objects_sep(objects, image, psf=psf, **given)
-    apertures = measure_objects(objects, image, **radii, **given)
+    apertures: Any = measure_objects(objects, image, **given)
+    fits: Any = measure_objects_sep(objects, image, psf=psf, **given)
     fitted = np.isfinite(fits["x_psf"]) & np.isfinite(fits["flux"]) & (fits["flux"] > 0)
-    x, y = (np.where(fitted, fits[f"{name}_psf"], fits[name]) for name in ("x", "y"))
-    seed = np.where(fitted, fits["flux"], apertures["flux"])
+    x, y, seed = (
+        np.where(fitted, np.asarray(fits[best]), np.asarray(apertures[plain]))
+        for best, plain in (("x_psf", "x"), ("y_psf", "y"), ("flux", "flux"))
+    )
+    # The seeds are total fluxes already.
+    defaults = {"aperture_correction": "none", "overlap_subpixel": 5}
     deblended = measure_aperture_deblended(
         image, x, y, psf=psf, flux_seed=seed, flux_psf=fits["flux"], flux_psf_err=fits["fluxerr"],
-        diagnostics=True, **radii, **given, **{"overlap_subpixel": 5, **options},
+        diagnostics=True, **given, **{**defaults, **options},
     )  # fmt: skip
     return _side_by_side(fits, deblended)
 

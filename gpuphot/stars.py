@@ -1,4 +1,4 @@
-"""The stars of an image among what was detected on it: which ones they are, and how wide."""
+"""The stars of an image among what is detected on it: which ones, how wide, which are hidden."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import math
 import numpy as np
 from astropy.table import Table
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from .detect import detect_objects
+from .models.psf import PSFModel
+from .rendering import render_psf_image
 
 ENOUGH = 10
 """Stars, below which the choice is less strict."""
@@ -15,6 +20,11 @@ _BRIGHTEST_PERCENTILE = 98
 _MOST = 100
 _CORE = 0.3
 """Pixels above this part of the peak are fitted: the half maximum lies well within them."""
+
+_NEAREST = 1.0
+"""In FWHM from a known star: what is left nearer to it speaks of its own model."""
+_LEFT = 0.1
+"""Of the light of the known stars: what is less may be an error of the PSF."""
 
 
 def suitable_stars(found: Table, shape: tuple[int, int], edge: float) -> NDArray[np.bool_]:
@@ -110,3 +120,48 @@ def _boxes(
     offsets = np.arange(-half, half + 1)
     rows = row[inside, None, None] + offsets[:, None]
     return data[rows, column[inside, None, None] + offsets]
+
+
+def detect_hidden(
+    data: NDArray[np.float64],
+    bad: NDArray[np.bool_],
+    psf: PSFModel,
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
+    flux: NDArray[np.float64],
+    *,
+    threshold: float,
+    bg_size: int,
+    backend: str | None,
+) -> Table:
+    """Find the stars that the light of known ones hid: detect on the image without these.
+
+    Parameters
+    ----------
+    data : (H, W) float64 array
+        Image without its background.
+    bad : (H, W) bool array
+        Where it is masked.
+    psf : PSFModel
+        Of known FWHM.
+    x, y, flux : (N,) float64 arrays
+        The known stars; those with a value that is not finite have no light.
+    threshold, bg_size, backend
+        As in `measure_image`.
+
+    Returns
+    -------
+    Table
+        As `detect_objects` makes it, of what is neither within one FWHM of a known star nor less
+        than a tenth of the light of the known stars there.
+    """
+    light = render_psf_image(psf, x, y, flux, data.shape, backend=backend)
+    found = detect_objects(data - light, bad, threshold, bg_size)
+    known = np.isfinite(x) & np.isfinite(y)
+    positions = np.stack([found["x"], found["y"]], axis=1)
+    distance, _ = cKDTree(np.stack([x[known], y[known]], axis=1)).query(positions)
+    row, column = (
+        np.clip(np.rint(positions[:, axis]).astype(int), 0, data.shape[1 - axis] - 1)
+        for axis in (1, 0)
+    )
+    return found[(distance > _NEAREST * psf.fwhm) & (found["peak"] > _LEFT * light[row, column])]
