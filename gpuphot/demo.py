@@ -1,198 +1,176 @@
-"""``gpuphot demo``: the globular cluster M13 from astropy's own package data, measured and drawn.
+"""``gpuphot demo``: the crowded globular cluster M13, with and without the light of neighbours.
 
-Every installation has the image, so that nothing is downloaded. Drawing needs matplotlib.
+Every installation has the image, for it comes with astropy. Stars of known flux are added to it
+and measured like all others: they show what apertures get wrong in a crowd, and what is gained by
+subtracting the neighbours from them.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import astropy
 import numpy as np
-from astropy.io import fits
-from astropy.table import Table
-from astropy.visualization import AsinhStretch, ImageNormalize, PercentileInterval
-from astropy.wcs import WCS
+from astropy.table import Table, vstack
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
-from gpuphot import Flag, files, measure_objects
-from gpuphot.detect import detect_objects
-from gpuphot.flags import MEANING
+from .chain import ImagePhotometry, measure_image
+from .images import FitsImage, read_image
+from .plot import plot_field
+from .rendering import place_psf_stamps
+from .sky import pixel_to_sky
+from .tables import all_or_nothing, write_table
 
 _IMAGE = "io/fits/hdu/compressed/tests/data/m13.fits"
 
-# What suits the image: the FWHM of its lone stars, and cells that follow the cluster's profile.
-_FWHM = 3.3
-_APER = 1.0
-_R_APER = _APER * _FWHM
-_BG_SIZE = 16
-# The file states no saturation level; one is made up, or else there would be no flags to show.
-_SATURATION = 2500
+# What suits the image: background cells that follow the cluster's profile, and a crowd that takes
+# several passes to find.
+_OPTIONS: dict[str, Any] = {"method": "deblended", "bg_size": 24, "passes": 3}
 
-_TABLE, _FIELD_PLOT, _ERROR_PLOT = "m13.ecsv", "m13-field.png", "m13-errors.png"
+_CENTER = 150.0
+_RADIUS = 140.0
+_FLUX = 5000.0
+"""Of the artificial stars: that of a star of medium brightness."""
+_N_STARS = 50
+"""So few at a time that they do not crowd the cluster themselves."""
+_N_TIMES = 2
+_RINGS = np.array([0, 25, 50, 80, _RADIUS])
+"""Distances from the centre in pixels, between which medians are taken."""
 
-
-@dataclass(frozen=True)
-class _Group:
-    """Stars that are counted and drawn together."""
-
-    name: str
-    meaning: str
-    color: str
-    stars: Table
+_PLAIN, _DEBLENDED = "#d55e00", "#0072b2"
 
 
 def run_demo(directory: Path) -> None:
-    """Detect and measure the stars of M13, write a table and plots, and print a summary.
+    """Measure the stars of M13, write a table and pictures, and print a summary.
 
     Parameters
     ----------
     directory : Path
         It exists; the demo's own files in it are replaced.
     """
-    image, header = _load_image()
-    found = detect_objects(image, bg_size=_BG_SIZE)
     start = time.perf_counter()
-    stars: Any = measure_objects(
-        found, image, aper=_APER, bkgann=(3, 5), fwhm=_FWHM, mask=image > _SATURATION,
-        bg_size=_BG_SIZE, centroid_iter=3,
-    )  # fmt: skip
-    seconds = time.perf_counter() - start
-    _add_sky_positions(stars, WCS(header))
-
-    groups = _group_by_flag(stars)
-    files.write_table(stars, directory / _TABLE)
-    drawn = _draw(groups, image, directory)
-    _print_summary(stars, groups, seconds)
+    image = _load_image()
+    cluster = measure_image(image.data, **_OPTIONS)
+    artificial = _measure_artificial_stars(image.data, cluster)
+    table = cluster.table
+    table["ra"], table["dec"] = pixel_to_sky(image.wcs, table["x"], table["y"])
+    with all_or_nothing(directory) as scratch:
+        write_table(table, scratch / "m13.ecsv")
+        drawn = _draw(image.data, cluster, artificial, scratch)
+    print(f"M13, a globular cluster, measured in {time.perf_counter() - start:.1f} s.")
+    _print_summary(cluster, artificial)
     _print_files(directory, drawn)
-    _print_next_steps()
 
 
-def _load_image() -> tuple[NDArray, fits.Header]:
+def _load_image() -> FitsImage:
     path = Path(astropy.__file__).parent / _IMAGE
     if not path.is_file():  # Some distributions leave out what astropy needs for its tests only
         raise FileNotFoundError(f"astropy is installed here without the demo's image, {path}")
-    return fits.getdata(path, header=True)
+    return read_image(path)
 
 
-def _add_sky_positions(stars: Table, wcs: WCS) -> None:
-    stars["ra"], stars["dec"] = wcs.wcs_pix2world(stars["x"], stars["y"], 0)
-    stars["ra"].unit = stars["dec"].unit = "deg"
+def _measure_artificial_stars(image: NDArray, cluster: ImagePhotometry) -> Table:
+    """Measured fluxes of added stars in units of their own, and their distances from the centre."""
+    rng = np.random.default_rng(13)
+    return vstack([_measure_once(image, cluster, rng) for _ in range(_N_TIMES)])
 
 
-def _group_by_flag(stars: Table) -> list[_Group]:
-    """Stars without flags, and those with each of them; the colours suit the colour-blind."""
-    flags = stars["flags"]
-    colors = {Flag.MASKED: "#d55e00", Flag.INVALID: "#cc79a7"}
-    return [
-        _Group("no flag", "nothing to report", "#0072b2", stars[flags == 0]),
-        *(
-            _Group(str(flag.name), MEANING[flag], color, stars[(flags & flag) != 0])
-            for flag, color in colors.items()
-        ),
-    ]
+def _measure_once(image: NDArray, cluster: ImagePhotometry, rng: np.random.Generator) -> Table:
+    distance = rng.uniform(0, _RADIUS, _N_STARS)
+    angle = rng.uniform(0, 2 * np.pi, _N_STARS)
+    x, y = _CENTER + distance * np.cos(angle), _CENTER + distance * np.sin(angle)
+    crowded = place_psf_stamps(image, cluster.psf, x, y, _FLUX)
+    found = measure_image(crowded, psf=cluster.psf, fwhm=cluster.fwhm, **_OPTIONS)
+    positions = np.stack([found.table["x_psf"], found.table["y_psf"]], axis=1)
+    offset, row = map(np.asarray, cKDTree(positions).query(np.stack([x, y], axis=1)))
+    is_found = offset < 1
+    stars = found.table[row[is_found]]
+    total = _FLUX * stars["self_frac"]  # That part of the star that lies in the aperture
+    return Table(
+        {
+            "distance": distance[is_found],
+            "plain": stars["flux_ap_raw"] / total,
+            "deblended": stars["flux"] / total,
+        }
+    )
+
+
+def _ring_medians(stars: Table, name: str) -> NDArray[np.float64]:
+    ring = np.digitize(stars["distance"], _RINGS) - 1
+    return np.array([np.nanmedian(stars[name][ring == k]) for k in range(len(_RINGS) - 1)])
 
 
 # The summary
 
 
-def _print_summary(stars: Table, groups: list[_Group], seconds: float) -> None:
-    made_by = json.loads(stars.meta["gpuphot"])
-    signal_to_noise = np.nanmedian(stars["flux"] / stars["fluxerr"])
+def _print_summary(cluster: ImagePhotometry, artificial: Table) -> None:
+    for note in cluster.notes:
+        print(f"  {note}")
     print(
-        f"M13, a globular cluster: {len(stars)} stars detected; measured in {seconds:.2f} s by "
-        f"the {made_by['backend']} backend on {made_by['device']}.\n"
-        f"The apertures have a radius of {_R_APER:.1f} pixels, the FWHM of the stars. The median "
-        f"S/N is {signal_to_noise:.0f};\nthe detector's gain is unknown, so the noise is that of "
-        "the background alone.\n\n"
-        f"Flags (pixels above {_SATURATION} counts were masked, as one masks saturated ones):"
+        f"\nArtificial stars of known flux, {len(artificial)} of {_N_STARS * _N_TIMES} detected: "
+        "median of measured / true flux,\nby distance from the centre of the cluster:\n\n"
+        f"  {'pixels':<12}{'plain apertures':>16}{'without neighbours':>20}"
     )
-    for group in groups:
-        print(f"  {len(group.stars):4d}  {group.name:<8} {group.meaning}")
+    medians = (_ring_medians(artificial, name) for name in ("plain", "deblended"))
+    for inner, outer, plain, deblended in zip(_RINGS, _RINGS[1:], *medians, strict=False):
+        print(f"  {f'{inner:g} to {outer:g}':<12}{plain:>16.2f}{deblended:>20.2f}")
 
 
-def _print_files(directory: Path, drawn: bool) -> None:
-    print("\nFiles:")
-    print(f"  {directory / _TABLE}: the table, one row per star")
-    if drawn:
-        print(f"  {directory / _FIELD_PLOT}: the image with the apertures")
-        print(f"  {directory / _ERROR_PLOT}: magnitudes and their errors")
-    else:
-        print('  No plots without matplotlib: pip install "gpuphot-survey[plot]"')
-
-
-def _print_next_steps() -> None:
+def _print_files(directory: Path, drawn: list[str]) -> None:
+    print(f"\nFiles:\n  {directory / 'm13.ecsv'}: the table, one row per star")
+    for name in drawn:
+        print(f"  {directory / name}")
+    if not drawn:
+        print('  No pictures without matplotlib: pip install "gpuphot-survey[plot]"')
     print(
         "\nNext:\n"
-        "  gpuphot measure YOUR.fits --detect -o stars.ecsv    measures an image of yours\n"
-        "  gpuphot measure --help                              lists what can be set\n"
-        "  gpuphot.measure_objects                             does the same in Python"
+        "  gpuphot measure YOUR.fits --pictures    measures images of yours\n"
+        "  gpuphot measure --help                  lists what can be set"
     )
 
 
-# The plots
+# The pictures
 
 
-def _draw(groups: list[_Group], image: NDArray, directory: Path) -> bool:
-    """Write the plots if matplotlib is installed, and say whether it is."""
+def _draw(
+    image: NDArray, cluster: ImagePhotometry, artificial: Table, directory: Path
+) -> list[str]:
+    """Write the pictures if matplotlib is installed; returns their names."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        return False
-    groups = [group for group in groups if len(group.stars)]
-    field, errors = (Figure(figsize=size, layout="constrained") for size in ((9, 9), (8, 5.5)))
-    _plot_field(field.add_subplot(), groups, image)
-    _plot_errors(errors.add_subplot(), groups)
-    field.savefig(directory / _FIELD_PLOT, dpi=150)
-    errors.savefig(directory / _ERROR_PLOT, dpi=150)
-    return True
+        return []
+    field, gain = (Figure(figsize=size, layout="constrained") for size in ((9, 9.4), (12, 5.6)))
+    plot_field(image, cluster.table, cluster.r_aper, axes=field.add_subplot())
+    core, fluxes = gain.subplots(1, 2)
+    _plot_core(core, image, cluster)
+    _plot_fluxes(fluxes, artificial)
+    figures = {"m13-field.png": field, "m13-gain.png": gain}
+    for name, figure in figures.items():
+        figure.savefig(directory / name, dpi=110)
+    return list(figures)
 
 
-def _plot_field(axes: Any, groups: list[_Group], image: NDArray) -> None:
-    from matplotlib.collections import EllipseCollection
-
-    norm = ImageNormalize(image, interval=PercentileInterval(99.5), stretch=AsinhStretch(0.02))
-    axes.imshow(image, norm=norm, cmap="gray_r", origin="lower")
-    for group in groups:
-        positions = np.column_stack([group.stars["x"], group.stars["y"]])
-        sizes = np.full(len(positions), 2 * _R_APER)
-        axes.add_collection(
-            EllipseCollection(
-                sizes, sizes, np.zeros(len(positions)), units="xy", offsets=positions,
-                offset_transform=axes.transData, facecolor="none", edgecolor=group.color,
-            )
-        )  # fmt: skip
-        axes.plot([], [], "o", markerfacecolor="none", color=group.color, label=_label(group))
-    axes.set(xlabel="x [pixels]", ylabel="y [pixels]")
-    axes.set_title(f"M13 and the apertures of {_R_APER:.1f} pixels", loc="left")
-    # Above the axes, where it covers no stars
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(groups), frameon=False)
+def _plot_core(axes: Any, image: NDArray, cluster: ImagePhotometry) -> None:
+    plot_field(image, cluster.table, cluster.r_aper, axes=axes)
+    limits = (_CENTER - 50, _CENTER + 50)
+    axes.set(xlim=limits, ylim=limits, title="The core of M13, and the apertures")
+    axes.get_legend().remove()
 
 
-def _plot_errors(axes: Any, groups: list[_Group]) -> None:
-    for group in groups:
-        axes.plot(
-            group.stars["mag"], group.stars["magerr"], "o", markersize=4, alpha=0.7,
-            markeredgewidth=0, color=group.color, label=_label(group),
-        )  # fmt: skip
-    axes.set_yscale("log")
+def _plot_fluxes(axes: Any, artificial: Table) -> None:
+    names = {"plain": ("plain apertures", _PLAIN), "deblended": ("deblended", _DEBLENDED)}
+    centers = (_RINGS[1:] + _RINGS[:-1]) / 2
+    for name, (label, color) in names.items():
+        axes.plot(artificial["distance"], artificial[name], ".", color=color, alpha=0.5)
+        medians = _ring_medians(artificial, name)
+        axes.plot(centers, medians, "o-", color=color, label=f"{label} (line: medians)")
+    axes.axhline(1, color="0.5", linewidth=0.8, zorder=0)
     axes.set(
-        title="M13: magnitude errors, larger where the cluster is crowded",
-        xlabel="Instrumental magnitude, -2.5 log10(flux)",
-        ylabel="Magnitude error",
-    )
-    for sn in (10, 100, 1000):
-        axes.axhline(2.5 / np.log(10) / sn, color="0.7", linewidth=0.8, zorder=0)
-        axes.annotate(
-            f"S/N {sn}", (0.99, 2.5 / np.log(10) / sn), xycoords=("axes fraction", "data"),
-            ha="right", va="bottom", color="0.4", fontsize="small",
-        )  # fmt: skip
-    axes.legend(loc="upper left")
-
-
-def _label(group: _Group) -> str:
-    return f"{group.name} ({len(group.stars)})"
+        title="Artificial stars: measured / true flux", ylim=(0.5, 3),
+        xlabel="Distance from the centre of the cluster [pixels]",
+    )  # fmt: skip
+    axes.legend(frameon=False)
