@@ -24,6 +24,8 @@ from astropy.table import Table
 from gpuphot import place_psf_stamps
 from gpuphot.cli import main
 from gpuphot.cupy_backend.probe import find_gpu
+from gpuphot.images import read_image
+from gpuphot.sky import pixel_to_sky
 
 from .psfs import make_psf, write_psf_file
 
@@ -65,6 +67,18 @@ def write_image(path, seed=1):
     fits.writeto(path, star_field(seed)[2].astype(np.float32), header)
 
 
+def write_sky_positions(path):
+    x, y, _ = star_field(1)
+    ra, dec = pixel_to_sky(read_image("image.fits").wcs, x, y)
+    Table({"source_id": np.arange(80), "ra": ra, "dec": dec}).write(path)
+
+
+def write_flags(path):
+    flags = np.zeros((300, 300), np.int16)
+    flags[100:103, 100:150] = 4
+    fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(flags, name="DQ")]).writeto(path)
+
+
 def write_detections(path):
     x, y, _ = star_field(1)
     Table({"X_IMAGE": x + 1, "Y_IMAGE": y + 1}).write(path)
@@ -74,6 +88,9 @@ FILES = {
     "image.fits": write_image,
     "night/one.fits": lambda path: write_image(path, 2),
     "night/two.fits": lambda path: write_image(path, 3),
+    "image.weight.fits": lambda path: fits.writeto(path, np.full((300, 300), 1 / 25)),
+    "flags.fits": write_flags,
+    "gaia.csv": write_sky_positions,
     "detected.fits": write_detections,
     "model.psf": lambda path: write_psf_file(path, make_psf(25, 25, 1.0, 2)),
 }
@@ -191,7 +208,7 @@ def test_examples_and_commands_run(name):
         ("python -m http.server", "unknown command"),
         ('pip install -e ".[plot,cuda11]"', "no extras {'cuda11'}"),
         ("pip install -e elsewhere", "elsewhere is not"),
-        ("gpuphot measure missing.fits --detect -o out.csv", "missing.fits"),
+        ("gpuphot measure missing.fits -o out.csv", "missing.fits"),
         ("gpuphot measure --no-such-option", "gpuphot: error:"),
     ],
 )
