@@ -35,6 +35,10 @@ class Backend:
     device: str
     primitives: Any
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process resolves the name itself: modules cannot be pickled."""
+        return resolve_backend, (self.name,)
+
 
 def resolve_backend(backend: str | None = None, *arrays: object) -> Backend:
     """Choose the backend of a call.

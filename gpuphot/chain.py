@@ -212,10 +212,8 @@ def measure_image(
     sources = objects if found is None else found
     maps: Any = measure_objects(sources, image, _SEED_RADIUS, get_bg=True, **sky, **given)
     seeds, background, noise = maps
-    if pixels.bg is not None:
-        background = np.asarray(pixels.bg)
-    if pixels.err is not None:
-        noise = np.asarray(pixels.err)
+    background = np.asarray(background if pixels.bg is None else pixels.bg)
+    noise = np.asarray(noise if pixels.err is None else pixels.err)
     data = np.asarray(pixels.image - background, dtype=np.float64)
     if needs_fwhm:
         fwhm = _estimate_fwhm(data, seeds, notes)

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 from astropy.table import Column, Table
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from gpuphot.measure import inputs
+from gpuphot.measure.containers import ImageLike
 from gpuphot.numpy_backend import primitives
 
 # Column of the result: (field of SEP's catalogue, type, unit, description).
@@ -27,8 +28,8 @@ _COLUMNS = {
 
 
 def detect_objects(
-    image: ArrayLike,
-    mask: ArrayLike | None = None,
+    image: ImageLike,
+    mask: ImageLike | None = None,
     threshold: float = 3.0,
     bg_size: int = 64,
 ) -> Table:
@@ -42,7 +43,8 @@ def detect_objects(
     ----------
     image : (H, W) array
         Of any real dtype and byte order. Non-finite pixels and those masked in a
-        `numpy.ma.MaskedArray` count as masked.
+        `numpy.ma.MaskedArray` count as masked. Of an `astropy.nddata.NDData` the unit and the mask
+        are used, of its uncertainty where an inverse variance is not positive and finite.
     mask : (H, W) array, optional
         Non-zero where a pixel is masked. Nothing is detected on masked pixels.
     threshold : float, default 3
@@ -61,7 +63,7 @@ def detect_objects(
             Semi-axes (rms) of the object's ellipse in pixels, and the angle of the major axis
             in radians, from x towards y.
         ``peak``
-            Highest pixel above the background.
+            Highest pixel above the background, in the unit of the image.
         ``sep_flag`` (int64)
             Extraction flags of SEP, not of `gpuphot.Flag`: 1 if the object was deblended, 2 if
             the image's edge cuts it.
@@ -77,14 +79,15 @@ def detect_objects(
     sep_x = _import_sep()
     threshold = inputs.positive_number("threshold", threshold)
     bg_size = inputs.integer("bg_size", bg_size, 1)
-    data, bad = _as_sep_reads_it(inputs.read_pixels(image, mask, None, None, primitives))
+    pixels = inputs.read_image(image, mask, primitives)
+    data, bad = _as_sep_reads_it(pixels)
     background = sep_x.Background(data, mask=bad, bw=bg_size, bh=bg_size)
     background.subfrom(data)
     try:
         found = sep_x.extract(data, threshold, err=background.rms(), mask=bad)
     except Exception as error:  # SEP raises nothing more specific
         raise ValueError(f"sep_x.extract fails with threshold={threshold:g}: {error}") from error
-    return _to_table(found)
+    return _to_table(found, pixels.unit)
 
 
 def _import_sep() -> Any:
@@ -105,10 +108,12 @@ def _as_sep_reads_it(pixels: inputs.Pixels) -> tuple[NDArray[np.float64], NDArra
     return data, bad
 
 
-def _to_table(found: NDArray) -> Table:
-    return Table(
+def _to_table(found: NDArray, unit: Any) -> Table:
+    table = Table(
         {
             name: Column(found[field].astype(dtype), unit=unit, description=description)
             for name, (field, dtype, unit, description) in _COLUMNS.items()
         }
     )
+    table["peak"].unit = unit
+    return table

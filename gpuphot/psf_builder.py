@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from astropy.nddata import NDData
 from astropy.table import Table
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from gpuphot.detect import detect_objects
 from gpuphot.measure import inputs
+from gpuphot.measure.containers import ImageLike, TableLike
 from gpuphot.measure.objects import measure_objects
 from gpuphot.models.psf import PSFModel
 from gpuphot.models.psf_fit import Background, Stars, fit_polynomial_psf
@@ -44,16 +45,16 @@ _BACKGROUNDS: dict[Any, Background] = {
 
 
 def create_psf_model(
-    image: ArrayLike,
-    obj: Table | None = None,
+    image: ImageLike,
+    obj: TableLike | None = None,
     fwhm: Any = None,
     size: int | None = None,
-    mask: ArrayLike | None = None,
+    mask: ImageLike | None = None,
     oversampling: int | None = None,
     degree: int = 0,
     regularization: float = 1e-6,
     subtract_neighbors: bool = True,
-    neighbors_obj: Table | None = None,
+    neighbors_obj: TableLike | None = None,
     subtract_background: bool | str | None = False,
     isolation: float | None = 2.0,
     get_raw: bool = False,
@@ -73,12 +74,14 @@ def create_psf_model(
     Parameters
     ----------
     image : (H, W) array
-        Of any real dtype and byte order, its background subtracted.
+        Of any real dtype and byte order, its background subtracted. Of a Quantity or an
+        `astropy.nddata.NDData`, the values and the mask are used.
     obj : Table, optional
         Stars with columns ``x`` and ``y`` (0-based pixel centres) and, if possible, ``flux`` and
-        ``fwhm``. Rows whose position is masked or not finite are ignored. By default, stars are
-        detected, and those are used that are above the median flux, not among the brightest 2 %,
-        not at the edge and without flags.
+        ``fwhm``; also a DataFrame, or whatever else `measure_objects` takes. Rows whose position
+        is masked or not finite are ignored. By default, stars are detected, and those are used
+        that are above the median flux, not among the brightest 2 %, not at the edge and without
+        flags.
     fwhm : float or callable, optional
         Of the stars, in pixels; of a callable ``fwhm(x, y)``, its typical value. By default the
         median of the column ``fwhm`` of `obj`, or else 3.
@@ -134,7 +137,7 @@ def create_psf_model(
     background = _read_background(subtract_background)
     image, bad = _read_image(image, mask)
 
-    table = _detect(image, bad) if obj is None else _read_table("obj", obj)
+    table = _detect(image, bad) if obj is None else inputs.read_catalogue("obj", obj)
     fwhm = _read_fwhm(fwhm, table, image.shape)
     size = _read_size(size, fwhm, image.shape)
     oversampling = _read_oversampling(oversampling, fwhm)
@@ -228,48 +231,24 @@ def _most_isolated(stars: Stars, distance: float) -> Stars:
 
 
 def _read_image(image: Any, mask: Any) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    pixels = inputs.read_pixels(image, mask, None, None, primitives)
+    pixels = inputs.read_image(image, mask, primitives)
     bad = np.zeros(pixels.shape, np.bool_) if pixels.mask is None else pixels.mask
     return np.asarray(pixels.image, dtype=np.float64), bad
 
 
-def _read_table(name: str, table: Any, required: tuple[str, ...] = ("x", "y")) -> Table:
-    if isinstance(table, np.ndarray) and table.dtype.names:
-        table = Table(table, copy=False)
-    columns = " and ".join(map(repr, required))
-    if not isinstance(table, Table):
-        raise TypeError(
-            f"{name} must be an astropy Table with columns {columns}, got {type(table).__name__}"
-        )
-    if not set(required) <= set(table.colnames):
-        raise ValueError(f"{name} must have columns {columns}, got only {table.colnames}")
-    return table
-
-
 def _read_stars(name: str, table: Table) -> Stars:
     """The rows with a position; what is no finite flux becomes NaN."""
-    x, y = _read_column(name, table, "x"), _read_column(name, table, "y")
-    has_flux = "flux" in table.colnames
-    flux = _read_column(name, table, "flux") if has_flux else np.full(len(table), np.nan)
+    x, y = (inputs.read_column(name, table, axis, in_pixels=True) for axis in ("x", "y"))
+    flux = np.full(len(table), np.nan)
+    if "flux" in table.colnames:
+        flux = inputs.read_column(name, table, "flux")
     return Stars(x, y, np.where(np.isfinite(flux), flux, np.nan))[np.isfinite(x) & np.isfinite(y)]
-
-
-def _read_column(name: str, table: Table, column: str) -> NDArray[np.float64]:
-    """Values of a column, NaN where it is masked."""
-    values = table[column]
-    if values.dtype.kind not in "iuf" or values.ndim != 1:
-        raise TypeError(
-            f"the column '{column}' of {name} must hold one number a row, "
-            f"got {values.dtype} of shape {values.shape}"
-        )
-    values = values.astype(np.float64)
-    return np.asarray(values.filled(np.nan) if hasattr(values, "filled") else values)
 
 
 def _read_neighbours(neighbors_obj: Any, detected: Table | None) -> Stars | None:
     """The stars to subtract, or None if these are the ones that make the model."""
     if neighbors_obj is not None:
-        table = _read_table("neighbors_obj", neighbors_obj, ("x", "y", "flux"))
+        table = inputs.read_catalogue("neighbors_obj", neighbors_obj, ("x", "y", "flux"))
         return _read_stars("neighbors_obj", table)
     return None if detected is None else _read_stars("obj", detected)
 
@@ -279,7 +258,7 @@ def _read_fwhm(fwhm: Any, table: Table, shape: tuple[int, int]) -> float:
         return inputs.read_scale(fwhm, shape)
     if "fwhm" not in table.colnames:
         return _DEFAULT_FWHM
-    widths = _read_column("obj", table, "fwhm")
+    widths = inputs.read_column("obj", table, "fwhm", in_pixels=True)
     widths = widths[np.isfinite(widths)]
     if not (len(widths) and np.median(widths) > 0):
         raise ValueError(

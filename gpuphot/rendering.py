@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .backend import resolve_backend
-from .measure import inputs
+from .measure import inputs, results
+from .measure.containers import ImageLike
 from .models.frame import Array
 
 
@@ -37,7 +38,7 @@ def render_psf_image(
         Positions in 0-based pixel centres.
     flux : (N,) array or float
         Of each star, or of every star, in the units of the image. May be negative. Stars with a
-        position or flux that is masked or not finite put no light.
+        position or flux that is masked or not finite put no light. May be a Quantity.
     shape : (int, int)
         Height and width of the image.
     backend : {None, "numpy", "cupy"}
@@ -46,7 +47,8 @@ def render_psf_image(
     Returns
     -------
     (H, W) float64 array
-        On the GPU if `x`, `y` or `flux` is an array there, else a NumPy array.
+        On the GPU if `x`, `y` or `flux` is an array there, else a NumPy array; a Quantity, never on
+        the GPU, if `flux` has a unit.
 
     Raises
     ------
@@ -66,13 +68,16 @@ def render_psf_image(
     """
     ops = resolve_backend(backend, x, y, flux).primitives
     height, width = inputs.read_shape("shape", shape)
+    unit = inputs.unit_of("flux", flux)
     with ops.device_of(x, y, flux):
-        light = _render((height, width), psf, x, y, flux, ops)
-        return light if any(map(_on_device, (x, y, flux))) else ops.to_host(light)
+        light = _render((height, width), psf, x, y, flux, unit, ops)
+        if unit is None and any(map(_on_device, (x, y, flux))):
+            return light
+        return results.with_unit(ops.to_host(light), unit)
 
 
 def place_psf_stamps(
-    image: ArrayLike,
+    image: ImageLike,
     psf: Any,
     x: ArrayLike,
     y: ArrayLike,
@@ -90,10 +95,10 @@ def place_psf_stamps(
     Parameters
     ----------
     image : (H, W) array
-        Of any real dtype and byte order. Of a masked image the data are used; its mask is not
-        kept.
+        Of any real dtype and byte order, a Quantity or an `astropy.nddata.NDData`. Of a masked
+        image the data are used; neither its mask nor its uncertainty is kept.
     psf, x, y, flux
-        As in `render_psf_image`, the flux in the units of the image.
+        As in `render_psf_image`, the flux in the units of the image, or converted to them.
     gain : float, optional
         In electrons per count. If given, the light has Poisson noise: in each pixel the light of
         all stars together, where it is positive, becomes ``rng.poisson(light * gain) / gain``. The
@@ -107,7 +112,8 @@ def place_psf_stamps(
     Returns
     -------
     (H, W) float64 array
-        On the GPU if `image` is an array there, else a NumPy array.
+        On the GPU if `image` is an array there, else a NumPy array; a Quantity if the image has a
+        unit.
 
     Raises
     ------
@@ -129,21 +135,24 @@ def place_psf_stamps(
     gain = None if gain is None else inputs.positive_number("gain", gain)
     generator = inputs.read_rng(rng)
     with ops.device_of(image, x, y, flux):
-        pixels = inputs.read_pixels(image, None, None, None, ops).image
-        result = _render(pixels.shape, psf, x, y, flux, ops)
+        pixels = inputs.read_image(image, None, ops)
+        result = _render(pixels.shape, psf, x, y, flux, pixels.unit, ops)
         if gain is not None:
             result = ops.to_host(result)
             _make_noisy(result, gain, generator)
         result = ops.to_device(result) if _on_device(image) else ops.to_host(result)
-        result += pixels
-        return result
+        result += pixels.image
+        return results.with_unit(result, pixels.unit)
 
 
-def _render(shape: tuple[int, int], psf: Any, x: Any, y: Any, flux: Any, ops: Any) -> Array:
-    """Light of the stars that the caller describes, on the backend's device."""
+def _render(
+    shape: tuple[int, int], psf: Any, x: Any, y: Any, flux: Any, unit: Any, ops: Any
+) -> Array:
+    """Light of the stars that the caller describes, in a unit, on the backend's device."""
     model = inputs.read_stamps(psf)
     x, y = inputs.read_points(x, y, ops)
-    return ops.render_psf_image(shape, model, x, y, inputs.read_fluxes(flux, len(x), ops))
+    light = inputs.read_fluxes(flux, len(x), unit, ops)
+    return ops.render_psf_image(shape, model, x, y, light)
 
 
 def _make_noisy(light: NDArray[np.float64], gain: float, rng: np.random.Generator) -> None:

@@ -16,6 +16,7 @@ from gpuphot.models.sep import SepFlag, SepSums
 from gpuphot.models.smooth import GridOptions, LoessOptions
 
 from . import inputs, results
+from .containers import ImageLike
 from .inputs import Log
 
 SIGMA_PER_MAD = 1.482602218505602
@@ -23,7 +24,7 @@ SIGMA_PER_MAD = 1.482602218505602
 
 
 def measure_aperture_deblended(
-    image: ArrayLike,
+    image: ImageLike,
     x: ArrayLike,
     y: ArrayLike,
     aper: float,
@@ -34,10 +35,10 @@ def measure_aperture_deblended(
     flux_psf_err: ArrayLike | None = None,
     target: ArrayLike | None = None,
     fwhm: Any = None,
-    err: ArrayLike | None = None,
-    mask: ArrayLike | None = None,
+    err: ImageLike | None = None,
+    mask: ImageLike | None = None,
     gain: float | None = None,
-    bg: ArrayLike | None = None,
+    bg: ImageLike | None = None,
     aperture_correction: str = "ratio_field",
     correction_field_kwargs: Mapping[str, Any] | None = None,
     ratio_clip: tuple[float, float] = (0.5, 3.0),
@@ -61,16 +62,18 @@ def measure_aperture_deblended(
     image : (H, W) array
         Of any real dtype and byte order, background-subtracted unless `bg` is given; rounded to
         single precision, as SEP does. Non-finite pixels and those masked in a
-        `numpy.ma.MaskedArray` count as masked.
+        `numpy.ma.MaskedArray` count as masked. A Quantity or an `astropy.nddata.NDData` is used as
+        in `measure_objects`.
     x, y : (N,) arrays
-        Positions of all detections in pixels, 0-based.
+        Positions of all detections in pixels, 0-based. Columns of a Table, a QTable or a pandas
+        DataFrame will do, for the fluxes, too; what is masked or missing counts as NaN.
     aper : float
         Radius of the apertures in pixels or in units of `fwhm` if that is given.
     psf : PSFModel, mapping, path, float or model of photutils
         What a star looks like, see `gpuphot.PSFModel`; a number is the FWHM of a Gaussian.
     flux_seed : (N,) array
         Aperture fluxes of the detections. Those without a positive, finite one are not part of the
-        model, and not measured.
+        model, and not measured. Fluxes with a unit are converted to that of the image.
     flux_psf : (N,) array
         Their fluxes from PSF fits.
     flux_psf_err : (N,) array, optional
@@ -83,14 +86,15 @@ def measure_aperture_deblended(
         FWHM of the stars in pixels, the unit of `aper`. Of a callable, its summary, as in
         `measure_objects`.
     err : (H, W) array or float, optional
-        Standard deviation of the pixels; 0 by default.
+        Standard deviation of the pixels, converted like `bg`, or an uncertainty of NDData; 0 by
+        default.
     mask : (H, W) array, optional
         Non-zero where a pixel is masked. Masked pixels are left out of the sums of the image and
         of the model, which are both scaled up for the area that is lost.
     gain : float, optional
         Electrons per count, for the Poisson noise of the sums. None or 0 adds none.
     bg : (H, W) array or float, optional
-        Background to subtract.
+        Background to subtract. If it has a unit, it is converted to that of the image.
     aperture_correction : {"ratio_field", "fixed", "none"}, default "ratio_field"
         How total fluxes, which scale the models, follow from `flux_seed`: times a smooth field
         fitted to the ratios ``flux_psf / flux_seed``, times their median, or as they are.
@@ -125,7 +129,8 @@ def measure_aperture_deblended(
     Returns
     -------
     Table of M rows
-        In the order of `target`, with the columns, float64 unless noted:
+        In the order of `target`, with the columns, float64 unless noted, fluxes in the unit of the
+        image:
 
         ``x``, ``y``
             Positions.
@@ -204,11 +209,12 @@ def measure_aperture_deblended(
         x, y = inputs.read_points(x, y, ops)
         pos = inputs.make_positions(x, y, xp.isfinite(x) & xp.isfinite(y), xp)
         n = len(pos)
-        seed = inputs.read_vector("flux_seed", flux_seed, n, ops)
-        fitted = inputs.read_vector("flux_psf", flux_psf, n, ops)
+        unit = pixels.unit
+        seed = inputs.read_vector("flux_seed", flux_seed, n, unit, ops)
+        fitted = inputs.read_vector("flux_psf", flux_psf, n, unit, ops)
         fitted_err = xp.zeros(n)
         if flux_psf_err is not None:
-            fitted_err = inputs.read_vector("flux_psf_err", flux_psf_err, n, ops)
+            fitted_err = inputs.read_vector("flux_psf_err", flux_psf_err, n, unit, ops)
         rows = ops.to_device(inputs.read_target(target, n, ops))
         if log:
             log(f"Measuring {len(rows)} of {n} stars with the {chosen.name} backend")
@@ -222,7 +228,7 @@ def measure_aperture_deblended(
             model, pos, rows, r, subpix, light,
             _total_error(fitted_err, fitted, seed, ratio, xp), propagate or diagnostics,
         )  # fmt: skip
-        measurement = _deblend(targets, raw, in_model, light[rows], overlaps, propagate, xp)
+        measurement = _deblend(targets, raw, in_model, light[rows], overlaps, propagate, unit, xp)
         bad = _is_bad(measurement, xp)
         measurement.flags = measurement.flags | xp.where(bad, bad_flag, 0)
         results.add_magnitudes(measurement, xp, ~bad)
@@ -233,7 +239,8 @@ def measure_aperture_deblended(
         result = results.new_table(measurement, ops)
 
     parameters = {
-        "aper": r, "psf": psf, "err": err, "mask": mask, "gain": gain, "bg": bg,
+        "aper": r, "psf": psf, "err": inputs.noise_of(image, err), "mask": mask, "gain": gain,
+        "bg": bg,
         "aperture_correction": correction.method, "correction_field": str(correction.field),
         "ratio_clip": correction.limits,
         "outlier_clip": correction.outlier_clip, "min_for_field_fit": correction.n_min,
@@ -362,6 +369,7 @@ def _deblend(
     total: Array,
     overlaps: Overlaps,
     propagate: bool,
+    unit: Any,
     xp: Any,
 ) -> Measurement:
     """Fluxes without the neighbours' light."""
@@ -371,11 +379,13 @@ def _deblend(
     fluxerr = raw.fluxerr
     if propagate:
         fluxerr = xp.sqrt(fluxerr**2 + overlaps.variance)
-    measurement = Measurement(flags=raw.flag)
+    measurement = Measurement(raw.flag, unit)
     measurement.add("x", targets.x, "0-based pixel coordinate")
     measurement.add("y", targets.y, "0-based pixel coordinate")
-    measurement.add("flux", flux, "Flux in the aperture without the neighbours")
-    measurement.add("fluxerr", xp.where(measured, fluxerr, xp.nan), "Standard deviation of flux")
+    measurement.add_flux("flux", flux, "Flux in the aperture without the neighbours")
+    measurement.add_flux(
+        "fluxerr", xp.where(measured, fluxerr, xp.nan), "Standard deviation of flux"
+    )
     return measurement
 
 
@@ -395,14 +405,14 @@ def _add_diagnostics(
     propagate: bool,
     xp: Any,
 ) -> None:
-    measurement.add("flux_ap_raw", raw.flux, "Sum of the image in the aperture")
-    measurement.add("flux_model", in_model.flux, "Sum of the model in the aperture")
-    measurement.add("flux_total_model", total, "Total flux of the model of the star")
+    measurement.add_flux("flux_ap_raw", raw.flux, "Sum of the image in the aperture")
+    measurement.add_flux("flux_model", in_model.flux, "Sum of the model in the aperture")
+    measurement.add_flux("flux_total_model", total, "Total flux of the model of the star")
     measurement.add("flux_ratio_model", ratio, "Total flux in units of the seed")
     measurement.add("self_frac", overlaps.enclosed, "Share of the star's model in the aperture")
     if propagate:
         neighbour_err = xp.sqrt(overlaps.variance)
-        measurement.add(
+        measurement.add_flux(
             "flux_neighbour_err", neighbour_err, "Standard deviation of the neighbours' light"
         )
     lit = overlaps.light > 0

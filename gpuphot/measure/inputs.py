@@ -9,14 +9,13 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from astropy.nddata import NDData
+from astropy import units as u
 from astropy.table import Table
-from astropy.units import Quantity
-from astropy.utils.masked import Masked
+from astropy.units.function import FunctionUnitBase
 from numpy.typing import NDArray
 
 from gpuphot.models.frame import Array, Positions
@@ -25,6 +24,9 @@ from gpuphot.models.groups import MIN_RADIUS
 from gpuphot.models.psf import PSFModel, as_psf_model
 from gpuphot.models.sep import sampled_gaussian
 from gpuphot.models.smooth import GridOptions, LoessOptions
+
+from . import containers
+from .containers import ImageLike, Parts, TableLike
 
 Log = Callable[[str], Any]
 
@@ -42,12 +44,15 @@ class Pixels:
     mask : (H, W) bool array or None
         The user's mask and that of a masked image.
     bg, err : arrays that broadcast to (H, W), or None
+        In the unit of the image.
+    unit : unit of astropy, or None
     """
 
     image: Array
     mask: Array | None
-    bg: Array | None
-    err: Array | None
+    bg: Array | None = None
+    err: Array | None = None
+    unit: Any = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -55,28 +60,40 @@ class Pixels:
         return self.image.shape
 
 
-def read_table(obj: Any) -> Table:
-    """The caller's table; a structured array becomes one."""
-    if isinstance(obj, np.ndarray) and obj.dtype.names:
-        obj = Table(obj, copy=False)
-    if not isinstance(obj, Table):
+def read_table(obj: TableLike) -> Table:
+    """The caller's catalogue of positions as a table; flags that it has are flags."""
+    table = read_catalogue("obj", obj)
+    read_flags(table)
+    return table
+
+
+def read_catalogue(
+    name: str, catalogue: TableLike, required: tuple[str, ...] = ("x", "y")
+) -> Table:
+    """The caller's catalogue as a table that has some columns."""
+    columns = " and ".join(map(repr, required))
+    try:
+        table = containers.as_table(catalogue)
+    except ValueError as error:
+        raise ValueError(f"{name} must have {error}") from error
+    if table is None:
         raise TypeError(
-            "obj must be an astropy Table or a structured array with columns 'x' and 'y', "
-            f"got {_kind(obj)}"
+            f"{name} must be an astropy Table, a structured array or a pandas DataFrame with "
+            f"columns {columns}, got {_kind(catalogue)}"
         )
-    missing = [name for name in ("x", "y") if name not in obj.colnames]
-    if missing:
-        raise ValueError(f"obj must have columns 'x' and 'y', got only {obj.colnames}")
-    read_flags(obj)
-    return obj
+    if not set(required) <= set(table.colnames):
+        raise ValueError(f"{name} must have columns {columns}, got only {table.colnames}")
+    return table
 
 
 def read_flags(table: Table) -> NDArray[np.int64]:
     """Flags that the rows already have, widened to int64; 0 where there are none."""
     if "flags" not in table.colnames:
         return np.zeros(len(table), np.int64)
-    values, mask = _split(table["flags"])
-    values = np.asarray(values) if mask is None else np.where(mask, 0, values)
+    parts = containers.unpack(table["flags"])
+    values = np.asarray(parts.values)
+    for mask in parts.masks:
+        values = np.where(mask, 0, values)
     if values.dtype.kind not in "biuf" or values.shape != (len(table),):
         raise TypeError(
             "the column 'flags' of obj must hold one integer a row, "
@@ -94,7 +111,7 @@ def read_positions(table: Table, ops: Any) -> Positions:
 
     Masked and non-finite coordinates give rows that are not valid.
     """
-    x, y = (_coordinate(table, name) for name in ("x", "y"))
+    x, y = (read_column("obj", table, name, in_pixels=True) for name in ("x", "y"))
     valid = np.isfinite(x) & np.isfinite(y)
     return make_positions(ops.to_device(x), ops.to_device(y), ops.to_device(valid), ops.xp)
 
@@ -106,59 +123,70 @@ def make_positions(x: Array, y: Array, valid: Array, xp: Any) -> Positions:
     )
 
 
-def _coordinate(table: Table, name: str) -> NDArray[np.float64]:
-    """A column of coordinates as float64, NaN where it is masked."""
-    column = table[name]
-    unit = getattr(column, "unit", None)
-    if unit is not None and unit.physical_type not in ("unknown", "dimensionless"):
-        raise ValueError(f"the column '{name}' of obj must be in pixels, got the unit '{unit}'")
-    values, mask = _split(column)
-    values = np.asarray(values)
+def read_column(
+    name: str, table: Table, column: str, in_pixels: bool = False
+) -> NDArray[np.float64]:
+    """A column of numbers as float64, NaN where it is masked."""
+    label = f"the column '{column}' of {name}"
+    values = table[column]
+    parts = _in_pixels(label, values) if in_pixels else containers.unpack(values)
+    values = np.asarray(parts.values)
     if values.dtype.kind not in "iuf":
-        raise TypeError(f"the column '{name}' of obj must hold numbers, got {values.dtype}")
+        raise TypeError(f"{label} must hold numbers, got {values.dtype}")
     if values.ndim != 1:
-        raise ValueError(
-            f"the column '{name}' of obj must hold one number a row, got shape {values.shape}"
-        )
+        raise ValueError(f"{label} must hold one number a row, got shape {values.shape}")
     values = values.astype(np.float64)
-    if mask is not None:
+    for mask in parts.masks:
         values[mask] = np.nan
     return values
 
 
-def _split(values: Any) -> tuple[Any, NDArray[np.bool_] | None]:
-    """The data and the mask of a masked array or column, of NumPy's or astropy's kind."""
-    if isinstance(values, np.ma.MaskedArray):
-        return np.ma.getdata(values), np.ma.getmaskarray(values)
-    if isinstance(values, Masked):
-        return values.unmasked, np.broadcast_to(values.mask, values.shape)
-    return values, None
+def _in_pixels(name: str, values: Any) -> Parts:
+    """Lengths whose unit is the pixel, none, or not known."""
+    parts = containers.unpack(values)
+    if not (parts.unit in (None, u.pix) or isinstance(parts.unit, u.UnrecognizedUnit)):
+        raise ValueError(f"{name} must be in pixels, got the unit '{parts.unit}'")
+    return replace(parts, unit=None)
 
 
-def read_vector(name: str, values: Any, n: int | None, ops: Any) -> Array:
-    """One float64 number for each of n sources, on the backend's device; NaN where masked.
+def read_points(x: Any, y: Any, ops: Any) -> tuple[Array, Array]:
+    """Coordinates of as many sources in x as in y, float64 on the device; NaN where masked."""
+    x = _vector("x", _in_pixels("x", x), None, None, ops)
+    return x, _vector("y", _in_pixels("y", y), len(x), None, ops)
 
-    Any number of sources will do if n is None.
-    """
-    vector = _masked_to_nan(name, values, ops)
+
+def read_vector(name: str, values: Any, n: int, unit: Any, ops: Any) -> Array:
+    """One float64 number for each of n sources, in a unit, on the device; NaN where masked."""
+    return _vector(name, containers.unpack(values), n, unit, ops)
+
+
+def read_fluxes(flux: Any, n: int, unit: Any, ops: Any) -> Array:
+    """Fluxes of n sources in a unit, from one for each or from one for all."""
+    parts = containers.unpack(flux)
+    if not (np.isscalar(parts.values) or getattr(parts.values, "ndim", 1) == 0):
+        return _vector("flux", parts, n, unit, ops)
+    number = flux if parts.unit is None or parts.masks else parts.values
+    number = real_number("flux", number, "a number, or one for each star")
+    return ops.xp.full(n, _in_unit("flux", number, parts.unit, unit))
+
+
+def unit_of(name: str, values: Any) -> Any:
+    """The unit that light comes with, or None; it adds up in units that are not logarithmic."""
+    return _linear(name, containers.unpack(values).unit)
+
+
+def _linear(name: str, unit: Any) -> Any:
+    if unit is not None and (isinstance(unit, FunctionUnitBase) or unit.is_equivalent(u.mag)):
+        raise ValueError(f"{name} must be in a linear unit, got '{unit}'")
+    return unit
+
+
+def _vector(name: str, parts: Parts, n: int | None, unit: Any, ops: Any) -> Array:
+    vector = _numbers(name, parts, unit, ops)
     if vector.ndim != 1 or (n is not None and len(vector) != n):
         expected = "a 1-D array" if n is None else f"a 1-D array of {n} numbers, as many as x"
         raise ValueError(f"{name} must be {expected}, got shape {vector.shape}")
     return ops.to_device(vector).astype(ops.xp.float64, copy=False)
-
-
-def read_points(x: Any, y: Any, ops: Any) -> tuple[Array, Array]:
-    """Coordinates of as many sources in x as in y."""
-    x = read_vector("x", x, None, ops)
-    return x, read_vector("y", y, len(x), ops)
-
-
-def read_fluxes(flux: Any, n: int, ops: Any) -> Array:
-    """Fluxes of n sources, from one for each or from one for all."""
-    if np.isscalar(flux) or getattr(flux, "ndim", 1) == 0:
-        number = real_number("flux", flux, "a number, or one for each star")
-        return ops.xp.full(n, number)
-    return read_vector("flux", flux, n, ops)
 
 
 def read_rng(rng: Any) -> np.random.Generator:
@@ -185,7 +213,10 @@ def read_target(target: Any, n: int, ops: Any) -> NDArray[np.int64]:
         return np.arange(n)
     if hasattr(target, "__cuda_array_interface__"):
         target = ops.to_host(ops.to_device(target))
-    rows = np.asarray(target)
+    parts = containers.unpack(target)
+    rows = np.asarray(parts.values)
+    if any(np.any(mask) for mask in parts.masks):
+        raise ValueError("target must say of every row whether it is one, got masked entries")
     if rows.size == 0 and rows.ndim == 1:
         rows = rows.astype(rows.dtype if rows.dtype == bool else np.int64)
     if rows.ndim != 1 or rows.dtype.kind not in "biu":
@@ -202,27 +233,61 @@ def read_target(target: Any, n: int, ops: Any) -> NDArray[np.int64]:
     return np.where(rows < 0, rows + n, rows).astype(np.int64)
 
 
-def read_pixels(image: Any, mask: Any, bg: Any, err: Any, ops: Any) -> Pixels:
-    """Check an image, its mask, its background and its noise against each other."""
-    image, image_mask = _split(image)
-    pixels = _real_array("image", image, ops)
+def read_image(image: ImageLike, mask: ImageLike | None, ops: Any) -> Pixels:
+    """Check an image and its mask."""
+    parts = containers.unpack(image)
+    pixels = _real_array("image", parts.values, ops)
     if pixels.ndim != 2 or pixels.size == 0:
         raise ValueError(
             f"image must be a 2-D array with at least one pixel, got shape {pixels.shape}"
         )
-    shape = pixels.shape
-    masks = [] if image_mask is None else [image_mask]
+    masks = [_mask("the mask of image", each, pixels.shape, ops) for each in parts.masks]
     if mask is not None:
-        mask, mask_of_mask = _split(mask)
-        masks.append(_plane("mask", _real_array("mask", mask, ops), shape, ops.xp) != 0)
-        masks += [] if mask_of_mask is None else [_plane("mask", mask_of_mask, shape, ops.xp)]
-    masks = [ops.to_device(each) for each in masks]
+        given = containers.unpack(mask)
+        if given.unit is not None:
+            raise TypeError(f"mask must be without unit, got {_kind(mask)} in '{given.unit}'")
+        masks += [_mask("mask", each, pixels.shape, ops) for each in (given.values, *given.masks)]
     return Pixels(
         image=pixels,
         mask=functools.reduce(operator.or_, masks) if masks else None,
-        bg=None if bg is None else _plane("bg", _masked_to_nan("bg", bg, ops), shape, ops.xp),
-        err=None if err is None else _plane("err", _masked_to_nan("err", err, ops), shape, ops.xp),
+        unit=_linear("image", parts.unit),
     )
+
+
+def read_pixels(
+    image: ImageLike, mask: ImageLike | None, bg: ImageLike | None, err: ImageLike | None, ops: Any
+) -> Pixels:
+    """Check an image, its mask, its background and its noise against each other."""
+    pixels = read_image(image, mask, ops)
+    noise = noise_of(image, err)
+    name = "the uncertainty of image" if err is None else "err"
+    return replace(
+        pixels,
+        bg=None if bg is None else _companion("bg", bg, pixels, ops),
+        err=None if noise is None else _companion(name, noise, pixels, ops),
+    )
+
+
+def noise_of(image: ImageLike, err: ImageLike | None) -> Any:
+    """The noise to use: `err`, or else what an NDData knows of its own."""
+    return containers.uncertainty_of(image) if err is None else err
+
+
+def _mask(name: str, values: Any, shape: tuple[int, int], ops: Any) -> Array:
+    """Where a mask is not zero, on the backend's device."""
+    return ops.to_device(_plane(name, _real_array(name, values, ops), shape, ops.xp) != 0)
+
+
+def _companion(name: str, values: Any, pixels: Pixels, ops: Any) -> Array:
+    """What broadcasts to an image, in its unit."""
+    try:
+        parts = containers.unpack(values)
+    except TypeError:
+        raise TypeError(
+            f"{name} must be a StdDevUncertainty, VarianceUncertainty or InverseVariance, or err "
+            f"an array, got {_kind(values)}"
+        ) from None
+    return _plane(name, _numbers(name, parts, pixels.unit, ops), pixels.shape, ops.xp)
 
 
 def check_mesh(cells: NDArray[np.float64], bg_size: int) -> None:
@@ -234,24 +299,35 @@ def check_mesh(cells: NDArray[np.float64], bg_size: int) -> None:
         )
 
 
-def _masked_to_nan(name: str, values: Any, ops: Any) -> Array:
-    values, mask = _split(values)
-    array = _real_array(name, values, ops)
-    return array if mask is None else np.where(mask, np.nan, array)
+def _numbers(name: str, parts: Parts, unit: Any, ops: Any) -> Array:
+    """Values in a unit, NaN where masked."""
+    array = _in_unit(name, _real_array(name, parts.values, ops), parts.unit, unit)
+    for mask in parts.masks:
+        mask = _plane(f"the mask of {name}", np.asarray(mask), array.shape, np)
+        array = np.where(mask, np.nan, array)
+    return array
+
+
+def _in_unit(name: str, values: Any, unit: Any, target: Any) -> Any:
+    """Values in the unit of the image; those without unit are in it."""
+    if unit is None or unit == target:
+        return values
+    try:
+        return unit.to(u.dimensionless_unscaled if target is None else target, values)
+    except (u.UnitConversionError, ValueError):  # the latter from units that are not known
+        expected = "without unit, as image is" if target is None else f"in units of '{target}'"
+        raise ValueError(f"{name} must be {expected}, got the unit '{unit}'") from None
 
 
 def _real_array(name: str, values: Any, ops: Any) -> Array:
     """Values of a real dtype; those on a device stay there."""
-    if isinstance(values, (Quantity, NDData)):
-        raise TypeError(
-            f"{name} must be a plain array, got {_kind(values)}; hand over its values (and its "
-            "mask and uncertainty as mask and err)"
-        )
-    try:
-        on_device = hasattr(values, "__cuda_array_interface__")
-        array = ops.to_device(values) if on_device else np.asarray(values)
-    except ValueError:
-        raise TypeError(f"{name} must be an array, got a ragged {_kind(values)}") from None
+    if hasattr(values, "__cuda_array_interface__"):
+        array = ops.to_device(values)
+    else:
+        try:
+            array = np.asarray(values)
+        except (TypeError, ValueError):  # ragged lists, lists of quantities
+            raise TypeError(f"{name} must be an array, got no array: {_kind(values)}") from None
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{name} must be an array of real numbers, got {_kind(values)}")
     return array

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from astropy.table import Table
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from gpuphot.backend import resolve_backend
 from gpuphot.flags import Flag
@@ -18,13 +18,14 @@ from gpuphot.models.fwhm import FWHM
 from gpuphot.models.psf import PSFModel
 
 from . import inputs, results
+from .containers import ImageLike, TableLike
 from .inputs import Log, Pixels
 from .optimal import Extraction, measure_optimal
 
 
 def measure_objects(
-    obj: Table,
-    image: ArrayLike,
+    obj: TableLike,
+    image: ImageLike,
     aper: float = 3,
     bkgann: tuple[float, float] | None = None,
     bkg_order: int = 0,
@@ -33,9 +34,9 @@ def measure_objects(
     optimal: bool = False,
     group_sources: bool = True,
     grouper_radius: float | None = None,
-    mask: ArrayLike | None = None,
-    bg: ArrayLike | None = None,
-    err: ArrayLike | None = None,
+    mask: ImageLike | None = None,
+    bg: ImageLike | None = None,
+    err: ImageLike | None = None,
     gain: float | None = None,
     bg_size: int = 64,
     sn: float | None = None,
@@ -57,12 +58,16 @@ def measure_objects(
     Parameters
     ----------
     obj : Table of N rows
-        Objects to measure, with columns ``x`` and ``y``: 0-based positions in pixels. A
-        structured array, such as `sep_x.extract` returns, will do. Rows whose ``x`` or ``y``
-        is a masked or non-finite table entry are not measured.
+        Objects to measure, with columns ``x`` and ``y``: 0-based positions in pixels. A QTable,
+        a structured array, such as `sep_x.extract` returns, the data of a FITS table or a pandas
+        DataFrame will do. Rows whose ``x`` or ``y`` is masked, missing or not finite are not
+        measured.
     image : (H, W) array
         Of any real dtype and byte order. Non-finite pixels and those masked in a
-        `numpy.ma.MaskedArray` count as masked.
+        `numpy.ma.MaskedArray` count as masked. Of an `astropy.nddata.NDData`, such as a CCDData,
+        the unit, the mask and, without `err`, the uncertainty are used, too: pixels whose inverse
+        variance is not positive and finite count as masked, and their noise is not known. The unit
+        of an NDData or a Quantity is that of the fluxes.
     aper : float, default 3
         Radius of the aperture, in pixels or in units of `fwhm` if that is given. In optimal
         extraction, the radius up to which pixels are used.
@@ -94,12 +99,14 @@ def measure_objects(
         Non-zero where a pixel is masked. Masked pixels are left out of backgrounds and
         centroids; they do count in the apertures, which are then flagged.
     bg : (H, W) array or float, optional
-        Background to subtract instead of an estimated one.
+        Background to subtract instead of an estimated one. If it has a unit, it is converted to
+        that of the image.
     err : (H, W) array or float, optional
-        Standard deviation of the pixels, used as it is (`gain` is then ignored). By default that
-        of the estimated background, with the objects' Poisson noise added if `gain` is given.
+        Standard deviation of the pixels, used as it is (`gain` is then ignored), converted like
+        `bg`; or an uncertainty of NDData. By default that of the estimated background, with the
+        objects' Poisson noise added if `gain` is given.
     gain : float, optional
-        Electrons per count. None or 0 adds no Poisson noise.
+        Electrons per count, whatever the unit of the image. None or 0 adds no Poisson noise.
     bg_size : int, default 64
         Size of the background mesh cells in pixels.
     sn : float, optional
@@ -122,7 +129,8 @@ def measure_objects(
     Returns
     -------
     Table
-        A copy of `obj` with these columns replaced or appended, float64 unless noted:
+        A copy of `obj`, a QTable if that is one, with these columns replaced or appended, float64
+        unless noted, fluxes and backgrounds in the unit of the image:
 
         ``x``, ``y``
             With centroiding only: the new positions.
@@ -153,7 +161,8 @@ def measure_objects(
         Rows without a result have NaN in them. ``meta["gpuphot"]`` records version, backend,
         device and the parameters, radii in pixels, in JSON.
     background : (H, W) float64 array
-        Only if `get_bg`: the estimated background, also if `bg` was given.
+        Only if `get_bg`: the estimated background, also if `bg` was given. This and the noise are
+        Quantities if the image has a unit.
     noise : (H, W) array
         Only if `get_bg`: the standard deviation of the pixels as it was used; `err` itself if
         that was given.
@@ -221,7 +230,7 @@ def measure_objects(
         if log:
             log(f"Measuring {len(pos)} objects with the {chosen.name} backend on {chosen.device}")
         frame, background = _prepare_frame(pixels, gain, bg_size, get_bg, ops, log)
-        measurement = Measurement(flags=ops.xp.zeros(len(pos), ops.xp.int64))
+        measurement = Measurement(ops.xp.zeros(len(pos), ops.xp.int64), pixels.unit)
         if n_iter:
             centroid_psf = profile if centroid_method == "psf" else None
             pos = _centroid(measurement, frame, pos, r_aper, n_iter, centroid_psf, ops, log)
@@ -238,13 +247,14 @@ def measure_objects(
         result = results.to_table(table, measurement, keep, ops)
         maps: tuple[Any, ...] = ()
         if get_bg:
-            maps = ops.to_host(background), ops.to_host(frame.err[0]) if err is None else err
+            maps = results.maps(background, frame.err[0], err, pixels.unit, ops)
 
     parameters = {
-        "aper": r_aper, "bkgann": annulus, "bkg_order": order, "mask": mask, "bg": bg, "err": err,
-        "gain": gain, "bg_size": bg_size, "sn": min_sn, "centroid_iter": n_iter,
-        "centroid_method": centroid_method, "keep_negative": keep_negative, "psf": psf,
-        "optimal": optimal, "group_sources": grouped, "grouper_radius": link,
+        "aper": r_aper, "bkgann": annulus, "bkg_order": order, "mask": mask, "bg": bg,
+        "err": inputs.noise_of(image, err), "gain": gain, "bg_size": bg_size, "sn": min_sn,
+        "centroid_iter": n_iter, "centroid_method": centroid_method,
+        "keep_negative": keep_negative, "psf": psf, "optimal": optimal,
+        "group_sources": grouped, "grouper_radius": link,
     }  # fmt: skip
     result.meta[results.META_KEY] = results.provenance(chosen, "measure_objects", parameters)
     if log:
@@ -341,10 +351,12 @@ def _measure_apertures(
     measurement.flags |= xp.where(sums.masked[:, 0], int(Flag.MASKED), 0)
     measurement.flags |= xp.where(failed, int(Flag.INVALID), 0)
 
-    measurement.add("bg_local", bg_local, "Local background per pixel")
+    measurement.add_flux("bg_local", bg_local, "Local background per pixel")
     npix_aper = xp.where(pos.valid, area, 0.0)
     measurement.add("npix_aper", npix_aper, "Aperture area on finite pixels of the image")
-    measurement.add("bg_fluxerr", bg_fluxerr, "Part of fluxerr that the background noise makes")
+    measurement.add_flux(
+        "bg_fluxerr", bg_fluxerr, "Part of fluxerr that the background noise makes"
+    )
     return sums, failed
 
 
@@ -352,6 +364,6 @@ def _add_aperture_fluxes(
     measurement: Measurement, sums: ApertureSums, bg_local: Array, failed: Array, xp: Any
 ) -> None:
     flux = sums.flux[:, 0] - bg_local * sums.area[:, 0]
-    measurement.add("flux", flux, "Flux in the aperture")
+    measurement.add_flux("flux", flux, "Flux in the aperture")
     fluxerr = xp.where(failed, xp.nan, xp.sqrt(sums.var[:, 0]))
-    measurement.add("fluxerr", fluxerr, "Standard deviation of flux from the pixel noise")
+    measurement.add_flux("fluxerr", fluxerr, "Standard deviation of flux from the pixel noise")

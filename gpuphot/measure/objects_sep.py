@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from astropy.table import Table
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from gpuphot.backend import resolve_backend
 from gpuphot.flags import Flag
@@ -17,6 +17,7 @@ from gpuphot.models.fwhm import FWHM
 from gpuphot.models.sep import FitOptions
 
 from . import inputs, results
+from .containers import ImageLike, TableLike
 from .inputs import Log, Pixels
 
 SIGMA_PER_FWHM = 1 / 2.355
@@ -27,8 +28,8 @@ MAX_SHIFT = 1.0
 
 
 def measure_objects_sep(
-    obj: Table,
-    image: ArrayLike,
+    obj: TableLike,
+    image: ImageLike,
     aper: float = 3,
     bkgann: tuple[float, float] | None = None,
     fwhm: FWHM | None = None,
@@ -42,9 +43,9 @@ def measure_objects_sep(
     fit_positions: bool = True,
     fit_radius: float = 0.0,
     damp_snthresh: float = 0.0,
-    mask: ArrayLike | None = None,
-    bg: ArrayLike | None = None,
-    err: ArrayLike | None = None,
+    mask: ImageLike | None = None,
+    bg: ImageLike | None = None,
+    err: ImageLike | None = None,
     gain: float | None = None,
     bg_size: int = 64,
     sn: float | None = None,
@@ -67,13 +68,14 @@ def measure_objects_sep(
     Parameters
     ----------
     obj : Table of N rows
-        Objects to measure, with columns ``x`` and ``y``: 0-based positions in pixels. A
-        structured array, such as `sep_x.extract` returns, will do. Rows whose ``x`` or ``y``
-        is a masked or non-finite table entry are not measured.
+        Objects to measure, with columns ``x`` and ``y``: 0-based positions in pixels. A QTable,
+        a structured array, such as `sep_x.extract` returns, the data of a FITS table or a pandas
+        DataFrame will do. Rows whose ``x`` or ``y`` is masked, missing or not finite are not
+        measured.
     image : (H, W) array
         Of any real dtype and byte order; rounded to single precision after the background is
         subtracted, as SEP does. Non-finite pixels and those masked in a `numpy.ma.MaskedArray`
-        count as masked.
+        count as masked. A Quantity or an `astropy.nddata.NDData` is used as in `measure_objects`.
     aper : float, default 3
         Radius of the aperture, in pixels or in units of `fwhm` if that is given. In optimal
         extraction, the radius up to which pixels are used. Not used with `psf`.
@@ -116,9 +118,11 @@ def measure_objects_sep(
         Non-zero where a pixel is masked. Masked pixels are left out everywhere; aperture sums are
         scaled up for the area that is lost.
     bg : (H, W) array or float, optional
-        Background to subtract instead of an estimated one.
+        Background to subtract instead of an estimated one. If it has a unit, it is converted to
+        that of the image.
     err : (H, W) array or float, optional
-        Standard deviation of the pixels; that of the estimated background by default.
+        Standard deviation of the pixels, converted like `bg`, or an uncertainty of NDData; that of
+        the estimated background by default.
     gain : float, optional
         Electrons per count: the sources' Poisson noise is added to the errors, also to a given
         `err`, which must not have it then. None or 0 adds none.
@@ -149,7 +153,8 @@ def measure_objects_sep(
     Returns
     -------
     Table
-        A copy of `obj` with these columns replaced or appended, float64 unless noted:
+        A copy of `obj`, a QTable if that is one, with these columns replaced or appended, float64
+        unless noted, fluxes in the unit of the image:
 
         ``x``, ``y``
             With centroiding only: the new positions.
@@ -171,7 +176,8 @@ def measure_objects_sep(
         ``meta["gpuphot"]`` records version, backend, device and the parameters, radii in pixels,
         in JSON.
     background : (H, W) float64 array
-        Only if `get_bg`: the estimated background, also if `bg` was given.
+        Only if `get_bg`: the estimated background, also if `bg` was given. This and the noise are
+        Quantities if the image has a unit.
     noise : (H, W) array
         Only if `get_bg`: the standard deviation of the pixels as it was used; `err` itself if
         that was given.
@@ -251,8 +257,8 @@ def measure_objects_sep(
         pos = inputs.read_positions(table, ops)
         if log:
             log(f"Measuring {len(pos)} objects with the {chosen.name} backend on {chosen.device}")
-        frame, background, rms = _prepare_frame(pixels, bg_size, get_bg, ops, log)
-        measurement = Measurement(flags=ops.xp.where(pos.valid, 0, int(Flag.INVALID)))
+        frame, background, noise = _prepare_frame(pixels, bg_size, get_bg, ops, log)
+        measurement = Measurement(ops.xp.where(pos.valid, 0, int(Flag.INVALID)), pixels.unit)
         if n_iter:
             window = model if centroid_model is None else centroid_model
             typical = None if fwhm is None else scale
@@ -271,17 +277,17 @@ def measure_objects_sep(
         result = results.to_table(table, measurement, keep, ops)
         maps: tuple[Any, ...] = ()
         if get_bg:
-            maps = _to_host(background, ops), _to_host(rms, ops) if err is None else err
+            maps = results.maps(background, noise, err, pixels.unit, ops)
 
     parameters = {
         "aper": r_aper, "bkgann": annulus, "psf": psf, "optimal": optimal,
         "group_sources": grouped, "group_factor": options.group_factor,
         "group_radius_factor": radius_factor, "maxiter": options.maxiter,
         "fit_positions": options.fit_positions, "fit_radius": options.fit_radius,
-        "damp_snthresh": options.damp_snthresh, "mask": mask, "bg": bg, "err": err, "gain": gain,
-        "bg_size": bg_size, "sn": min_sn, "centroid_iter": n_iter, "centroid_psf": centroid_psf,
-        "keep_negative": keep_negative, "clip_sigma": clipping.sigma,
-        "clip_iters": clipping.n_iter,
+        "damp_snthresh": options.damp_snthresh, "mask": mask, "bg": bg,
+        "err": inputs.noise_of(image, err), "gain": gain, "bg_size": bg_size, "sn": min_sn,
+        "centroid_iter": n_iter, "centroid_psf": centroid_psf, "keep_negative": keep_negative,
+        "clip_sigma": clipping.sigma, "clip_iters": clipping.n_iter,
     }  # fmt: skip
     method = {"large_psf_groups": ops.LARGE_PSF_GROUPS} if model is not None and grouped else {}
     result.meta[results.META_KEY] = results.provenance(
@@ -333,8 +339,8 @@ def _circles(
 
 def _prepare_frame(
     pixels: Pixels, bg_size: int, get_bg: bool, ops: Any, log: Log | None
-) -> tuple[Frame, Array | None, Array | None]:
-    """The image without its background, and the maps of background and noise if estimated."""
+) -> tuple[Frame, Array | None, Array]:
+    """The image without its background, the estimated background, and the noise."""
     background = rms = None
     if pixels.bg is None or pixels.err is None or get_bg:
         loaded = ops.load_image(pixels.image, pixels.mask)
@@ -343,11 +349,7 @@ def _prepare_frame(
             log(f"Background estimated on a mesh of {bg_size} pixels")
     level = background if pixels.bg is None else pixels.bg
     noise = rms if pixels.err is None else pixels.err
-    return ops.sep_frame(pixels.image, pixels.mask, level, noise), background, rms
-
-
-def _to_host(values: Array, ops: Any) -> NDArray:
-    return ops.to_host(values).astype(float)
+    return ops.sep_frame(pixels.image, pixels.mask, level, noise), background, noise
 
 
 def _centroid(
@@ -399,8 +401,8 @@ def _fit_psf(
     if options.fit_positions:
         shift2 = (fits.x - pos.x) ** 2 + (fits.y - pos.y) ** 2
         measurement.flags |= xp.where(shift2 > MAX_SHIFT**2, int(Flag.LARGE_SHIFT), 0)
-    measurement.add("flux", fits.flux, "Flux of the PSF that fits best")
-    measurement.add("fluxerr", fits.fluxerr, "Standard deviation of flux")
+    measurement.add_flux("flux", fits.flux, "Flux of the PSF that fits best")
+    measurement.add_flux("fluxerr", fits.fluxerr, "Standard deviation of flux")
     measurement.add("x_psf", fits.x, "Fitted position, 0-based pixel coordinate")
     measurement.add("y_psf", fits.y, "Fitted position, 0-based pixel coordinate")
     measurement.add("chi2_psf", fits.chi2, "Reduced chi-squared of the fit")
@@ -464,5 +466,5 @@ def _sum_optimally(
 def _add_sums(measurement: Measurement, flux: Array, fluxerr: Array, flag: Array, xp: Any) -> None:
     measurement.flags |= xp.where(flag > 0, int(Flag.MASKED), 0)
     measurement.flags |= xp.where(xp.isfinite(flux), 0, int(Flag.NO_FIT))
-    measurement.add("flux", flux, "Flux in the aperture, or of the Gaussian that fits best")
-    measurement.add("fluxerr", fluxerr, "Standard deviation of flux")
+    measurement.add_flux("flux", flux, "Flux in the aperture, or of the Gaussian that fits best")
+    measurement.add_flux("fluxerr", fluxerr, "Standard deviation of flux")

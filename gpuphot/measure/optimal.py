@@ -66,8 +66,8 @@ def measure_optimal(
     measurement.flags |= xp.where(poor, int(Flag.POOR_FIT), 0)
 
     fluxerr = xp.where(failed, xp.nan, sums.fluxerr)
-    measurement.add("flux", flux, "Flux of the PSF that fits best")
-    measurement.add("fluxerr", fluxerr, "Standard deviation of flux from the pixel noise")
+    measurement.add_flux("flux", flux, "Flux of the PSF that fits best")
+    measurement.add_flux("fluxerr", fluxerr, "Standard deviation of flux from the pixel noise")
     integer = xp.int64
     measurement.add("npix_optimal", sums.npix, "Pixels of the fit", integer)
     measurement.add("chi2_optimal", sums.chi2, "Reduced chi-squared of the fit")

@@ -78,9 +78,8 @@ def to_table(table: Table, measurement: Measurement, keep: Array | None, ops: An
     _set_column(result, "flags", Column(flags, description="Quality flags of gpuphot.Flag"))
     for (name, column), row in zip(measurement.columns.items(), values, strict=True):
         values_kept = row[rows].astype(column.dtype, copy=False)
-        new = Column(values_kept, description=column.description)
-        if name in ("x", "y"):
-            new.unit = getattr(result[name], "unit", None)
+        unit = getattr(result[name], "unit", None) if name in ("x", "y") else column.unit
+        new = Column(values_kept, unit=unit, description=column.description)
         _set_column(result, name, new)
     return result
 
@@ -90,11 +89,27 @@ def new_table(measurement: Measurement, ops: Any) -> Table:
     values, flags, _ = _to_host(measurement, None, ops)
     table = Table()
     for (name, column), row in zip(measurement.columns.items(), values, strict=True):
-        new = Column(row.astype(column.dtype, copy=False), description=column.description)
+        values_kept = row.astype(column.dtype, copy=False)
+        new = Column(values_kept, unit=column.unit, description=column.description)
         _set_column(table, name, new)
         if name == "fluxerr":
             _set_column(table, "flags", Column(flags, description="Flags of SEP, and bad_flag"))
     return table
+
+
+def with_unit(values: NDArray, unit: Any) -> NDArray:
+    """An image that the caller gets: a Quantity if there is a unit."""
+    return values if unit is None else values << unit
+
+
+def maps(
+    background: Array, noise: Array, err: Any, unit: Any, ops: Any
+) -> tuple[NDArray[np.float64], Any]:
+    """Background and noise for the caller, who gets the `err` back that was given."""
+    level = with_unit(np.array(ops.to_host(background), np.float64), unit)
+    if err is not None:
+        return level, err
+    return level, with_unit(np.array(ops.to_host(noise), np.float64), unit)
 
 
 def _to_host(

@@ -161,11 +161,13 @@ class Column:
     values : (N,) array
     description : str
     dtype : dtype that the column of the table will have
+    unit : unit of astropy, or None
     """
 
     values: Array
     description: str
     dtype: type = np.float64
+    unit: Any = None
 
 
 @dataclass
@@ -177,14 +179,21 @@ class Measurement:
     columns : dict of str to `Column`
     flags : (N,) int64 array
         `gpuphot.flags.Flag` bits raised by the measurement.
+    unit : unit of astropy, or None
+        Of the image, and so of fluxes.
     """
 
     flags: Array
+    unit: Any = None
     columns: dict[str, Column] = field(default_factory=dict)
 
     def add(self, name: str, values: Array, description: str, dtype: type = np.float64) -> None:
         """Append a column."""
         self.columns[name] = Column(values, description, dtype)
+
+    def add_flux(self, name: str, values: Array, description: str) -> None:
+        """Append a column in the unit of the image."""
+        self.columns[name] = Column(values, description, unit=self.unit)
 
     def __getitem__(self, name: str) -> Array:
         return self.columns[name].values

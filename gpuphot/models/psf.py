@@ -190,6 +190,13 @@ class PSFModel(Mapping[str, Any]):
     def __hash__(self) -> int:
         return id(self)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """What was pickled or copied is read-only again, which NumPy forgets."""
+        self.__dict__.update(state)
+        for array in (self.planes, self.grid_x, self.grid_y):
+            if array is not None:
+                array.flags.writeable = False
+
     def _entries(self) -> dict[str, Any]:
         entries = {
             "width": self.width,
