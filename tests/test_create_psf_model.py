@@ -212,7 +212,9 @@ def test_stars_are_detected_where_none_are_given(rng, degree):
     options = {"degree": degree, "fwhm": FWHM, "size": 15}
     model, expected = create_psf_model(image, **options), reference(image, **options)
     # Other stars are detected and chosen, of which there are some thirty.
-    assert_same_model(model, expected, tolerance=0.05)
+    difference = model.planes - expected["data"]
+    assert np.sqrt(np.mean(difference**2)) < 0.01 * expected["data"].max()
+    assert_same_model(model, expected, tolerance=0.1)
 
 
 def test_nothing_detected_is_an_error(rng):
