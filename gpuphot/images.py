@@ -1,4 +1,4 @@
-"""FITS images in: pixels, header and world coordinates, and the facts that the header states.
+"""FITS images in: pixels, header and world coordinates.
 
 A file that cannot be used raises OSError or ValueError with a sentence that does not repeat its
 path. What the pixels mean is checked in `measure`.
@@ -6,27 +6,24 @@ path. What the pixels mean is checked in `measure`.
 
 from __future__ import annotations
 
-import bz2
-import gzip
+import importlib
 import io
-import lzma
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
-from astropy import log
 from astropy.io import fits
-from astropy.utils.exceptions import AstropyWarning
 from astropy.wcs import WCS
 from numpy.typing import NDArray
 
-from gpuphot.sky import pixel_to_sky
+from .headers import header_value, quiet
+from .sky import pixel_to_sky
 
 
 @dataclass(frozen=True)
@@ -51,45 +48,10 @@ class FitsImage:
     wcs_problem: str = ""
 
 
-class Fact(NamedTuple):
-    """A number that a header states, and the keywords that it comes from."""
-
-    value: float
-    source: str
-
-
-@dataclass(frozen=True)
-class HeaderFacts:
-    """What a header says about the pixels; None where it says nothing usable.
-
-    Attributes
-    ----------
-    gain : Fact or None
-        Electrons per unit of the pixels; with pixels per second, that is times the exposure.
-    saturation : Fact or None
-        Level in units of the pixels from which they are saturated.
-    exposure : Fact or None
-        Exposure time in seconds.
-    unit : str
-        Unit of the pixels as the file has it; empty if it does not say.
-    is_rate : bool
-        Whether the pixels are counts or electrons per second.
-    """
-
-    gain: Fact | None
-    saturation: Fact | None
-    exposure: Fact | None
-    unit: str
-    is_rate: bool
-
-
 # Files and their HDUs
 
-_DECOMPRESSORS: dict[bytes, Callable[[IO[bytes]], Any]] = {
-    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
-    b"BZh": bz2.BZ2File,
-    b"\xfd7zXZ": lzma.LZMAFile,
-}
+_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ": "lzma"}
+"""How compressed files begin, and the modules that open them: some Pythons lack one."""
 
 
 def read_image(path: str | Path, ext: str | None = None) -> FitsImage:
@@ -181,8 +143,8 @@ def is_fits(path: Path) -> bool:
     """Whether a file begins like FITS, also if it is compressed."""
     with path.open("rb") as raw:
         try:
-            return _decompressor(raw).read(6) == b"SIMPLE"
-        except (EOFError, OSError, lzma.LZMAError):
+            return _decompressing(raw).read(6) == b"SIMPLE"
+        except Exception:  # Each compression has an error of its own for damaged files
             return False
 
 
@@ -197,7 +159,7 @@ def open_fits(path: Path) -> Iterator[fits.HDUList]:
     ValueError
         If it is not a complete FITS file.
     """
-    with path.open("rb") as raw, _quiet():
+    with path.open("rb") as raw, quiet():
         file = _decompressed(raw)
         start = file.read(6)
         if start != b"SIMPLE":
@@ -215,24 +177,24 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _decompressor(raw: IO[bytes]) -> IO[bytes]:
+def _decompressing(raw: IO[bytes]) -> IO[bytes]:
     """The file itself, or a stream of what it holds compressed."""
     start = raw.read(8)
     raw.seek(0)
-    for magic, decompress in _DECOMPRESSORS.items():
+    for magic, module in _COMPRESSIONS.items():
         if start.startswith(magic):
-            return decompress(raw)
+            return importlib.import_module(module).open(raw)
     return raw
 
 
 def _decompressed(raw: IO[bytes]) -> IO[bytes]:
     """The file itself, or in memory what it holds compressed: FITS needs to go to and fro."""
-    file = _decompressor(raw)
+    file = _decompressing(raw)
     if file is raw:
         return raw
     try:
         return io.BytesIO(file.read())
-    except (EOFError, OSError, lzma.LZMAError) as error:
+    except Exception as error:  # As in is_fits
         raise ValueError(f"it is truncated or damaged: {_reason(error)}") from error
 
 
@@ -251,19 +213,6 @@ def _check_complete(file: IO[bytes]) -> None:
     file.seek(end)
     if file.read(8).startswith(b"XTENSION"[: max(size - end, 1)]):
         raise ValueError(f"HDU {len(hdus)} has no whole header")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep astropy from reporting what is unusual in a header, by warnings and in its log."""
-    level = log.level
-    log.setLevel("ERROR")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", AstropyWarning)
-            yield
-    finally:
-        log.setLevel(level)
 
 
 def _select(hdus: fits.HDUList, ext: str | None) -> Any:
@@ -298,8 +247,11 @@ def _find(hdus: fits.HDUList, ext: str) -> int:
 
 def _is_plane(hdu: Any) -> bool:
     """Whether an HDU holds a 2-D image, perhaps with further axes of one pixel."""
-    shape = hdu.shape if hdu.is_image else ()
-    return len(shape) >= 2 and all(n == 1 for n in shape[:-2]) and math.prod(shape) > 0
+    if not isinstance(hdu, (fits.PrimaryHDU, fits.ImageHDU, fits.CompImageHDU)):
+        return False
+    shape = hdu.shape
+    is_sized = all(isinstance(n, int) and n > 0 for n in shape)  # Headers may have anything there
+    return is_sized and len(shape) >= 2 and math.prod(shape[:-2]) == 1
 
 
 def _listed(hdus: fits.HDUList, numbers: Iterable[int]) -> str:
@@ -330,7 +282,7 @@ _OWN = re.compile(
     r"|SIMPLE|EXTEND|XTENSION|BITPIX|NAXIS\d*|[PG]COUNT|GROUPS|TFIELDS|B(SCALE|ZERO|LANK)|"
     r"CHECKSUM|DATASUM|EXT(NAME|VER|LEVEL)|INHERIT|COMMENT|HISTORY|WCSAXES[A-Z]?|"
     r"(CTYPE|CRPIX|CRVAL|CDELT|CUNIT|CROTA|CRDER|CSYER|CPDIS|CPERR|CQDIS|CQERR)\d+[A-Z]?|"
-    r"(CD|PC|PV|PS|DP|DQ)\d+_\d+[A-Z]?|(A|B|AP|BP)_(ORDER|DMAX|\d_\d)|L(ON|AT)POLE[A-Z]?"
+    r"(CD|PC|PV|PS)\d+_\d+[A-Z]?|D[PQ]\d+(\..*)?|D2IM\w*|AXISCORR|(A|B|AP|BP)_(ORDER|DMAX|\d_\d)|L(ON|AT)POLE[A-Z]?"
 )
 _FRAME = {"RADESYS", "RADECSYS", "EQUINOX", "EPOCH"}
 """What only makes sense together, from one header."""
@@ -339,7 +291,7 @@ _FRAME = {"RADESYS", "RADECSYS", "EQUINOX", "EPOCH"}
 def _whole_header(header: fits.Header, primary: fits.Header) -> fits.Header:
     """A header with what the primary header says besides, unless it wants none of that."""
     whole = header.copy()
-    if header is primary or _value(header, "INHERIT") is False:
+    if header is primary or header_value(header, "INHERIT") is False:
         return whole
     own = _FRAME if any(name in header for name in _FRAME) else set()
     for card in primary.cards:
@@ -366,151 +318,3 @@ def _celestial_wcs(header: fits.Header, hdus: fits.HDUList) -> tuple[WCS | None,
     except Exception as error:  # wcslib has an exception of its own for each kind of failure
         return None, f"the celestial coordinates of its header are broken: {_reason(error)}"
     return wcs, ""
-
-
-# Facts of the header
-
-_EXPOSURE = ("EXPTIME", "EXPOSURE", "XPOSURE", "EFFEXPTM", "EXP_TIME", "TEXPTIME", "ITIME")
-_GAIN = ("EGAIN", "GAIN", "CCDGAIN", "ATODGAIN", "CELL.GAIN", "ESO DET OUT1 CONAD")
-# Not DATAMAX: in many files that is the highest pixel, saturated or not.
-_SATURATION = ("SATURATE", "SATURVAL", "SATLEVEL", "SATURLEV", "CELL.SATURATION", "MAXLIN")
-_KEY_FACTS = (
-    "OBJECT", "TELESCOP", "INSTRUME", "DETECTOR", "CCDNUM", "EXTNAME", "FILTER", "FILTER1",
-    "FILTER2", "BAND", "DATE-OBS", "TIME-OBS", "MJD-OBS", "EXPTIME", "GAIN", "EGAIN", "SATURATE",
-    "BUNIT", "AIRMASS", "SEEING", "MAGZERO", "PHOTZP",
-)  # fmt: skip
-_SECONDS = {"ms": 1e-3, "min": 60.0, "h": 3600.0, "d": 86400.0, "day": 86400.0, "days": 86400.0}
-_ELECTRONS = {"e", "e-", "electron", "electrons", "photoelectron", "photoelectrons"}
-_COUNTS = {
-    "",
-    "adu",
-    "adus",
-    "dn",
-    "count",
-    "counts",
-    "ct",
-    "cts",
-    "none",
-    "unknown",
-}  # And what says nothing
-_PER_SECOND = re.compile(r"\s*(/\s*|per\s*)s(ec|econd)?$|[\s.*]*s(ec)?(\^|\*\*)?\(?-1\)?$")
-
-
-def header_facts(header: fits.Header) -> HeaderFacts:
-    """Gain, saturation and exposure as a header states them.
-
-    Only positive, finite numbers count, also if they are written as strings. ``EGAIN`` goes before
-    ``GAIN``, which is a setting of the camera in the files of amateurs (those with ``XPIXSZ``) and
-    not used there. Pixels in electrons have gain 1; those in any other unit but counts have none.
-
-    Parameters
-    ----------
-    header : fits.Header
-
-    Returns
-    -------
-    HeaderFacts
-    """
-    with _quiet():
-        unit = str(_value(header, "BUNIT") or "").strip()
-        quantity, is_rate = _parse_unit(unit)
-        exposure = _exposure(header)
-        gain = None
-        if quantity in _ELECTRONS:
-            gain = Fact(1.0, f"BUNIT = {unit}")
-        elif quantity in _COUNTS:
-            gain = _gain(header)
-        saturation = _first(header, _SATURATION) or _of_amplifiers(header, "SATURAT", min)
-    if is_rate:
-        gain = _times(gain, exposure)
-    if is_rate or quantity not in _ELECTRONS | _COUNTS:
-        saturation = None  # What headers state is a level of the detector, in counts
-    return HeaderFacts(gain, saturation, exposure, unit, is_rate)
-
-
-def key_facts(header: fits.Header) -> dict[str, Any]:
-    """What identifies an observation, by keyword.
-
-    Parameters
-    ----------
-    header : fits.Header
-
-    Returns
-    -------
-    dict
-        Strings, numbers and bools of Python under keywords of up to 8 characters; only those that
-        the header has.
-    """
-    with _quiet():
-        values = {name: _value(header, name) for name in _KEY_FACTS}
-    return {name: value for name, value in values.items() if value not in (None, "")}
-
-
-def _parse_unit(unit: str) -> tuple[str, bool]:
-    """What the pixels count, and whether per second."""
-    text = re.sub(r"\s*/\s*pix(el)?s?\b", "", unit.lower())
-    quantity = _PER_SECOND.sub("", text).strip()
-    is_rate = quantity != text and quantity in _ELECTRONS | _COUNTS
-    return (quantity if is_rate else text), is_rate
-
-
-def _gain(header: fits.Header) -> Fact | None:
-    names = [name for name in _GAIN if name != "GAIN" or "XPIXSZ" not in header]
-    return _first(header, names) or _of_amplifiers(header, "GAIN", _mean)
-
-
-def _exposure(header: fits.Header) -> Fact | None:
-    fact = _first(header, _EXPOSURE)
-    if fact is None:
-        return None
-    unit = re.match(r"\[(\w+)\]", header.comments[fact.source])
-    return Fact(fact.value * _SECONDS.get(unit[1] if unit else "s", 1.0), fact.source)
-
-
-def _times(gain: Fact | None, exposure: Fact | None) -> Fact | None:
-    if gain is None or exposure is None:
-        return None
-    return Fact(gain.value * exposure.value, f"{gain.source} and {exposure.source}")
-
-
-def _first(header: fits.Header, names: Iterable[str]) -> Fact | None:
-    for name in names:
-        value = _positive(header, name)
-        if value is not None:
-            return Fact(value, name)
-    return None
-
-
-def _of_amplifiers(
-    header: fits.Header, name: str, combine: Callable[[list[float]], float]
-) -> Fact | None:
-    """One number for a detector whose two amplifiers have their own, as in DECam."""
-    values = [_positive(header, name + letter) for letter in "AB"]
-    known = [value for value in values if value is not None]
-    return Fact(combine(known), f"{name}A and {name}B") if len(known) == 2 else None
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _positive(header: fits.Header, name: str) -> float | None:
-    value = _value(header, name)
-    if value is None or isinstance(value, bool):
-        return None
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) and number > 0 else None
-
-
-def _value(header: fits.Header, name: str) -> str | bool | int | float | None:
-    """Value of a keyword; None if there is none, also because it cannot be parsed."""
-    try:
-        value = header.get(name)
-    except fits.VerifyError:
-        return None
-    if isinstance(value, str):
-        return value.strip()
-    return value if isinstance(value, (bool, int, float)) and math.isfinite(value) else None

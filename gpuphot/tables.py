@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import importlib
 import itertools
+import math
 import os
 import re
 import tempfile
@@ -20,7 +21,6 @@ from typing import Any
 
 import numpy as np
 from astropy import units as u
-from astropy.coordinates import Angle
 from astropy.io import fits
 from astropy.io.registry import IORegistryError, identify_format
 from astropy.table import Column, Table
@@ -43,6 +43,7 @@ _FORMATS = {
 }
 """Formats of suffixes that astropy does not know when it writes."""
 
+_FITS_NAME = re.compile(r"\.(fits?|fts)(\.\w+)?$", re.IGNORECASE)
 _LIBRARIES = {"parquet": ("pyarrow",), "hdf5": ("h5py",)}
 _WRITE_OPTIONS = {"hdf5": {"path": "objects", "serialize_meta": True}}
 
@@ -59,8 +60,12 @@ _SKY_PAIRS = (
     ("ramean", "decmean"),
 )
 
-# Hours or degrees, minutes and seconds, as "-01:23:45.6", "12 34 56", "12h34m56s" or "+41d16m9s".
-_SEXAGESIMAL = re.compile(r"[+-]?\d+[:\shd]\s*\d+[:\sm']\s*\d+(\.\d*)?[s\"]?")
+# How an angle of either kind is written: what is behind its first number, and that in degrees.
+_SEXAGESIMAL = {
+    "ra": (r"(?:[:h]\s*|\s+)", "12:34:56.7", 15.0),
+    "dec": (r"(?:[:d°]\s*|\s+)", "-01:23:45", 1.0),
+}
+_MINUTES_AND_SECONDS = r"([0-5]?\d)(?:[:m']\s*|\s+)([0-5]?\d(?:\.\d*)?|60(?:\.0*)?)[s\"]?"
 
 _Floats = NDArray[np.float64]
 
@@ -166,8 +171,8 @@ def _use_pixels(table: Table, pair: tuple[str, str], one_based: bool) -> Table:
         if column != name and name in table.colnames:
             raise ValueError(f"'{column}' cannot become '{name}', it has another column '{name}'")
         first = 1.0 if one_based or _COUNTS_FROM_1.fullmatch(column) else 0.0
-        old = table[column]
-        new = Column(values - first, unit=old.unit, description=old.description)
+        info = table[column].info
+        new = Column(values - first, unit=info.unit, description=info.description)
         table.replace_column(column, new)
         table.rename_column(column, name)
     return table
@@ -203,6 +208,11 @@ def _column(table: Table, column: str, name: str) -> Any:
     return table[column]
 
 
+def _kind(column: Any) -> str:
+    """Kind of NumPy's dtype; V for columns of times and the like, which have none."""
+    return getattr(column, "dtype", np.dtype("V")).kind
+
+
 def _columns_of(table: Table) -> str:
     return f"its columns are: {', '.join(table.colnames) or 'none'}"
 
@@ -210,7 +220,7 @@ def _columns_of(table: Table) -> str:
 def _numbers(table: Table, column: str, name: str) -> _Floats:
     """Values of a column; NaN where they are masked."""
     values = _column(table, column, name)
-    if getattr(values, "dtype", np.dtype("O")).kind not in "iuf" or values.ndim != 1:
+    if _kind(values) not in "iuf" or values.ndim != 1:
         raise ValueError(
             f"its column '{column}' does not hold numbers, as --{name}-column must; "
             f"{_columns_of(table)}"
@@ -221,10 +231,10 @@ def _numbers(table: Table, column: str, name: str) -> _Floats:
 def _degrees(table: Table, column: str, name: str) -> _Floats:
     """Values of a column of angles; NaN where they are masked or empty."""
     values = _column(table, column, name)
-    if getattr(values, "dtype", np.dtype("O")).kind in "SU":
+    if _kind(values) in "SU":
         return _parse_angles(values, column, name)
     numbers = _numbers(table, column, name)
-    unit = values.unit
+    unit = values.info.unit
     if unit is None or str(unit).lower() in ("degree", "degrees"):
         return numbers
     try:
@@ -237,35 +247,55 @@ def _degrees(table: Table, column: str, name: str) -> _Floats:
 
 def _parse_angles(values: Any, column: str, name: str) -> _Floats:
     """Degrees of strings, which have hours for right ascension and degrees for declination."""
-    texts = np.char.strip(np.ma.filled(np.ma.asarray(values).astype(str), ""))
-    degrees = np.full(texts.shape, np.nan)
-    given = texts != ""
-    plain = next((text for text in texts[given] if not _SEXAGESIMAL.fullmatch(text)), None)
-    try:
-        if plain is not None:
-            raise ValueError
-        angles = Angle(texts[given], unit="hourangle" if name == "ra" else "deg")
-    except ValueError:
+    texts = np.ma.filled(np.ma.asarray(values).astype(str), "")
+    return np.array([_parse_angle(text.strip(), column, name) for text in texts.tolist()], float)
+
+
+def _parse_angle(text: str, column: str, name: str) -> float:
+    if not text:
+        return math.nan
+    separator, example, unit = _SEXAGESIMAL[name]
+    parts = re.fullmatch(rf"([+-]?)(\d+){separator}{_MINUTES_AND_SECONDS}", text)
+    if parts is None or int(parts[2]) * unit > 360:
         raise ValueError(
-            f"its column '{column}' holds neither numbers nor strings like "
-            f"'{'12:34:56.7' if name == 'ra' else '-01:23:45'}', as --{name}-column must"
-            f"{f', but {str(plain)!r}' if plain is not None else ''}"
-        ) from None
-    degrees[given] = angles.deg
-    return degrees
+            f"its column '{column}' must hold numbers or strings like '{example}' for "
+            f"--{name}-column, got {text!r}"
+        )
+    sign, whole, minutes, seconds = parts.groups()
+    degrees = (int(whole) + int(minutes) / 60 + float(seconds) / 3600) * unit
+    return -degrees if sign == "-" else degrees
 
 
 def _read(path: Path) -> Table:
-    # Text guessing would take the name of a missing file for a table
     with _whatever_goes_wrong():
-        if is_fits(path):
-            return _read_fits(path)
-        if _FORMATS.get(path.suffix.lower()) == "parquet":
-            return _read_parquet(path)
-        try:
-            return Table.read(path)
-        except IORegistryError:
-            return _read_text(path)
+        # This opens the file: text guessing would take the name of a missing one for a table
+        if is_fits(path) or _FITS_NAME.search(path.name):
+            table = _read_fits(path)
+        elif _FORMATS.get(path.suffix.lower()) == "parquet":
+            table = _read_parquet(path)
+        else:
+            table = _read_other(path)
+        _limit_strings(table)
+    return table
+
+
+def _read_other(path: Path) -> Table:
+    try:
+        return Table.read(path)
+    except IORegistryError:
+        pass
+    try:
+        return Table.read(path, format="ascii")
+    except ValueError as error:
+        raise ValueError("it is in no table format that astropy recognises") from error
+
+
+def _limit_strings(table: Table) -> None:
+    """Give strings of any length, which VOTables have, the type that FITS and Parquet can hold."""
+    for name in table.colnames:
+        column = table[name]
+        if _kind(column) == "O" and all(isinstance(text, str) for text in np.ma.filled(column, "")):
+            table.replace_column(name, column.astype(str))
 
 
 def _read_fits(path: Path) -> Table:
@@ -289,13 +319,6 @@ def _read_parquet(path: Path) -> Table:
     if b"table_meta_yaml" in (parquet.read_schema(path).metadata or {}):
         return Table.read(path, format="parquet")
     return Table.from_pandas(parquet.read_table(path).to_pandas())
-
-
-def _read_text(path: Path) -> Table:
-    try:
-        return Table.read(path, format="ascii")
-    except ValueError as error:
-        raise ValueError("it is in no table format that astropy recognises") from error
 
 
 # Tables out
