@@ -12,8 +12,7 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,31 +114,32 @@ def build(code: str, names: Sequence[str], options: Sequence[str], variant: Vari
     source = f"{code}\n{exports}\n"
     flags = (*_standard_and_definitions(options), *_COMMON_FLAGS, *variant.kernel)
     key = _key(source, *flags, *variant.machinery, *variant.link)
-    library = cache_folder() / f"{key}.so"
-    if library.exists():
-        return library
+    return make_once(
+        cache_folder() / f"{key}.so", lambda library: _build(library, source, flags, variant)
+    )
+
+
+def _build(library: Path, source: str, flags: Sequence[str], variant: Variant) -> None:
     machinery = [
         _object(path, (*_COMMON_FLAGS, "-std=gnu++20", *variant.machinery))
         for path in sorted(EMULATOR.glob("*.cpp"))
         if path.stem != "races" or "-DHOSTCUDA_RACES" in variant.machinery
     ]
-    with _written_at_once(library) as output, tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
         kernel = Path(folder) / "kernel.o"
         command = ["g++", "-x", "c++", *flags, f"-I{HERE}", "-include", "cuda_on_host.h"]
         _run([*command, "-c", "-", "-o", str(kernel)], source)
         # Without -fsanitize=thread: a race build has hooks of its own, not that library's.
         link = ["g++", "-shared", "-Wl,-Bsymbolic", *variant.link]
-        _run([*link, str(kernel), *map(str, machinery), "-o", str(output)])
-    return library
+        _run([*link, str(kernel), *map(str, machinery), "-o", str(library)])
 
 
 def _object(path: Path, flags: Sequence[str]) -> Path:
     """A file of the machinery, compiled once for all kernels of a variant."""
-    result = cache_folder() / f"{_key(path.name, *flags)}.o"
-    if not result.exists():
-        with _written_at_once(result) as output:
-            _run(["g++", *flags, "-c", str(path), "-o", str(output)])
-    return result
+    return make_once(
+        cache_folder() / f"{_key(path.name, *flags)}.o",
+        lambda result: _run(["g++", *flags, "-c", str(path), "-o", str(result)]),
+    )
 
 
 def _standard_and_definitions(options: Sequence[str]) -> list[str]:
@@ -163,16 +163,22 @@ def _key(*parts: str) -> str:
     return hashlib.sha256("\0".join([_machinery_text(), *parts]).encode()).hexdigest()[:24]
 
 
-@contextmanager
-def _written_at_once(path: Path) -> Iterator[Path]:
-    """A name to write to; the file appears under its own name when it is complete."""
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    os.close(handle)
-    try:
-        yield Path(name)
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+def make_once(path: Path, make: Callable[[Path], None]) -> Path:
+    """A file of the cache; if there is none, one process makes it and the others wait.
+
+    `make` writes to another name: the file appears under its own when it is complete.
+    """
+    if path.exists():
+        return path
+    import fcntl  # Windows has none, and nothing to make
+
+    with open(path.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            part = path.with_suffix(".part")
+            make(part)
+            part.replace(path)
+    return path
 
 
 def _run(command: Sequence[str], text: str | None = None) -> None:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .compiler import cache_folder
+from .compiler import cache_folder, make_once
 
 # What CuPy adds to the options of a RawModule.
 CUPY_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")
@@ -95,13 +95,13 @@ class Nvrtc:
         flags = (f"-arch=sm_{arch}", "--ptxas-options=-v", *CUPY_OPTIONS, *options)
         text = "\0".join([Path(__file__).read_text(), repr(self), code, file_name, *flags])
         kept = cache_folder() / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
-        if kept.exists():
-            return [Usage(**usage) for usage in json.loads(kept.read_text())]
-        usages = parse_log(self._compile(code, file_name, flags), arch)
-        part = kept.with_suffix(f".{os.getpid()}.part")
-        part.write_text(json.dumps([asdict(usage) for usage in usages]))
-        part.replace(kept)
-        return usages
+
+        def compile_to(path: Path) -> None:
+            usages = parse_log(self._compile(code, file_name, flags), arch)
+            path.write_text(json.dumps([asdict(usage) for usage in usages]))
+
+        make_once(kept, compile_to)
+        return [Usage(**usage) for usage in json.loads(kept.read_text())]
 
     def _compile(self, code: str, file_name: str, flags: Sequence[str]) -> str:
         """The log of a compilation."""
