@@ -500,5 +500,8 @@ def test_group_of_many_with_one_wide_member(rng, ops, backend):
     expected, error = solve_directly(field, members)
     assert np.abs((flux[members] - expected) / error).max() < 1e-9
     others = members != 7
-    np.testing.assert_allclose(fluxerr[members][others], error[others], rtol=1e-9)
-    np.testing.assert_allclose(fluxerr[7], error[~others], rtol=1e-6)
+    difference = np.abs(fluxerr[members] / error - 1)
+    # A block sees of the group what its ordinary members reach; the wide one links farther.
+    assert np.quantile(difference[others], 0.99) < 1e-9
+    assert difference[others].max() < 1e-7
+    assert difference[~others] < 1e-6
