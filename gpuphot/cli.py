@@ -10,7 +10,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,6 +32,7 @@ _OPTION_NAMES = {
 
 _FUNCTIONS: tuple[Callable[..., Any], ...] = (measure_file, measure_image, *METHODS.values())
 _ARGUMENTS = set().union(*(inspect.signature(f).parameters for f in _FUNCTIONS))
+_ARGUMENTS -= {"image", "obj"}  # They are no options.
 _USER_ERRORS = (
     OSError, ValueError, TypeError, ImportError, BackendError, NotImplementedError, MemoryError,
 )  # fmt: skip
@@ -65,12 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @contextmanager
-def _user_errors(doing: str = "") -> Iterator[None]:
+def _user_errors() -> Iterator[None]:
     """Turn the errors of a step that depends on the user's input into a CommandError."""
     try:
         yield
     except _USER_ERRORS as error:
-        raise CommandError(doing + _option_first(one_line(error))) from error
+        raise CommandError(_option_first(one_line(error))) from error
 
 
 def _option_first(message: str) -> str:
@@ -310,9 +311,7 @@ def _demo(output: Path) -> None:
 
     with _user_errors():
         resolve_backend()
-    with _user_errors(), naming(output, "cannot make"):
-        output.mkdir(parents=True, exist_ok=True)
-    with _user_errors():
+    with _directory(output), _user_errors():
         run_demo(output)
 
 
@@ -327,28 +326,40 @@ def _measure(images: list[Path], output: Path, format: str, **options: Any) -> N
         if "psf" in options:
             with naming(options["psf"], "cannot read"):
                 options["psf"] = load_psf(options["psf"])
-    tables = _tables(images, output, format)
-    made = _make_directory(output) if output not in tables else False
+        tables = _tables(images, output, format)
     n_failed = 0
     progress = tqdm(tables.items(), disable=True if len(tables) == 1 else None, unit="image")
-    for table, image in progress:
-        try:
-            with _user_errors(f"{image}: "):
-                report = measure_file(image, table, **options)
-        except CommandError as error:
-            n_failed += 1
-            _print_error(error)
-        else:
-            tqdm.write(_summary(report))
-    if n_failed == len(tables) and made:
-        output.rmdir()
+    with nullcontext() if output in tables else _directory(output):
+        for table, image in progress:
+            try:
+                report = _measure_one(image, table, options)
+            except CommandError as error:
+                if len(tables) == 1:
+                    raise
+                n_failed += 1
+                _print_error(error)
+            else:
+                tqdm.write(_summary(report))
     if n_failed:
         raise CommandError(f"{n_failed} of {len(tables)} images failed")
 
 
+def _measure_one(image: Path, table: Path, options: dict[str, Any]) -> FileReport:
+    """Measure an image; errors name it."""
+    try:
+        with _user_errors():
+            return measure_file(image, table, **options)
+    except CommandError as error:
+        if str(image) in str(error):
+            raise
+        raise CommandError(f"{image}: {error}") from error
+
+
 def _tables(images: list[Path], output: Path, format: str) -> dict[Path, Path]:
     """The image of each table that is to be written."""
-    if len(images) == 1 and output.suffix and not output.is_dir():
+    if output.suffix and not output.is_dir():
+        if len(images) > 1:
+            raise CommandError(f"{output} is no directory, which --output must be for many images")
         return {output: images[0]}
     tables: dict[Path, Path] = {}
     for image in images:
@@ -364,13 +375,19 @@ def _stem(image: Path) -> str:
     return re.sub(r"(\.(fits|fit|fts))?(\.(fz|gz|bz2|xz))?$", "", image.name, flags=re.IGNORECASE)
 
 
-def _make_directory(path: Path) -> bool:
-    """Make a directory if need be, and say whether it had to be made."""
-    if path.is_dir():
-        return False
-    with _user_errors(), naming(path, "cannot make"):
-        path.mkdir(parents=True)
-    return True
+@contextmanager
+def _directory(path: Path) -> Iterator[None]:
+    """Make a directory and its parents if need be; those that stay empty go again."""
+    made: list[Path] = []
+    try:
+        with _user_errors(), naming(path, "cannot make"):
+            made = [directory for directory in (path, *path.parents) if not directory.exists()]
+            path.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        with suppress(OSError):
+            for directory in made:
+                directory.rmdir()
 
 
 def _summary(report: FileReport) -> str:

@@ -6,6 +6,7 @@ that a pool of processes can run it on a night of images.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,15 +23,8 @@ from numpy.typing import NDArray
 
 from . import plot
 from .chain import ImagePhotometry, measure_image
-from .images import (
-    FitsImage,
-    HeaderFacts,
-    errors_of_weights,
-    header_facts,
-    key_facts,
-    read_image,
-    read_plane,
-)
+from .headers import HeaderFacts, header_facts, key_facts
+from .images import FitsImage, errors_of_weights, read_image, read_plane
 from .sky import pixel_to_sky
 from .tables import all_or_nothing, check_output, read_catalog, write_table
 
@@ -38,6 +32,8 @@ StrPath = str | os.PathLike[str]
 
 _CROWDED = 0.9
 """Share of the light in an aperture that is the star's own, below which neighbours show."""
+
+_PICTURES = ("field", "errors", "growth", "residual")
 
 
 class FileError(OSError):
@@ -137,21 +133,22 @@ def measure_file(
     image, output = Path(image), Path(output)
     with naming(output, "cannot write"):
         check_output(output, overwrite)
+        if output.exists() and image.exists() and output.samefile(image):
+            raise ValueError("it is the image")
+    if pictures and not overwrite:
+        _check_pictures(output)
     with naming(image, "cannot read"):
         science = read_image(image, ext)
-    objects = None
-    if catalog is not None:
-        with naming(catalog, "cannot use"):
-            objects = read_catalog(
-                Path(catalog), science.wcs, x_column=x_column, y_column=y_column,
-                ra_column=ra_column, dec_column=dec_column, one_based=one_based,
-                wcs_problem=science.wcs_problem,
-            )  # fmt: skip
+    objects = _read_objects(
+        catalog, science, x_column=x_column, y_column=y_column, ra_column=ra_column,
+        dec_column=dec_column, one_based=one_based,
+    )  # fmt: skip
     planes = _read_planes(science.data.shape, mask, weight, bg, err)
-    numbers, notes = _complete(
-        header_facts(science.header), gain=gain, saturation=saturation, exposure=exposure
+    facts = header_facts(science.header)
+    numbers, notes = _complete(facts, gain=gain, saturation=saturation, exposure=exposure)
+    found = measure_image(
+        _with_unit(science.data, facts.unit), objects, **planes, **numbers, **options
     )
-    found = measure_image(_with_unit(science), objects, **planes, **numbers, **options)
     _add_facts(found.table, science, found.fwhm, image)
     with naming(output, "cannot write"), all_or_nothing(output.parent) as scratch:
         write_table(found.table, scratch / output.name)
@@ -179,6 +176,17 @@ def naming(path: StrPath, doing: str) -> Iterator[None]:
 # Input
 
 
+def _read_objects(catalog: StrPath | None, image: FitsImage, **columns: Any) -> Table | None:
+    """The catalogue of the caller, if there is one."""
+    if catalog is None:
+        idle = next((name for name, value in columns.items() if value), None)
+        if idle:
+            raise ValueError(f"{idle} has no effect without catalog, got {columns[idle]!r}")
+        return None
+    with naming(catalog, "cannot use"):
+        return read_catalog(Path(catalog), image.wcs, wcs_problem=image.wcs_problem, **columns)
+
+
 def _read_planes(
     shape: tuple[int, int],
     mask: StrPath | None,
@@ -188,21 +196,26 @@ def _read_planes(
 ) -> dict[str, Any]:
     """The planes of the caller, as arguments of `measure_image`."""
     planes = {
-        name: _read_plane(plane, shape)
+        name: _read_plane(name, plane, shape)
         for name, plane in {"mask": mask, "bg": bg, "err": err}.items()
     }
     if weight is None:
         return planes
     if err is not None:
         raise ValueError("weight and err exclude each other: both tell the noise, got both")
-    planes["err"], bad = errors_of_weights(_read_plane(weight, shape))
+    planes["err"], bad = errors_of_weights(_read_plane("weight", weight, shape))
     planes["mask"] = bad if mask is None else bad | (planes["mask"] != 0)
     return planes
 
 
-def _read_plane(plane: Any, shape: tuple[int, int]) -> Any:
+def _read_plane(name: str, plane: Any, shape: tuple[int, int]) -> Any:
     """A number, or the image of a file."""
-    if plane is None or isinstance(plane, (int, float)):
+    if plane is None:
+        return None
+    if isinstance(plane, (int, float)):
+        if not math.isfinite(plane) or (name == "err" and plane <= 0):
+            expected = "positive" if name == "err" else "finite"
+            raise ValueError(f"{name} must be a file or a {expected} number, got {plane!r}")
         return plane
     with naming(plane, "cannot read"):
         return read_plane(plane, shape)
@@ -220,23 +233,36 @@ def _complete(facts: HeaderFacts, **given: float | None) -> tuple[dict[str, Any]
     return numbers, notes
 
 
-def _with_unit(image: FitsImage) -> NDArray | NDData:
+def _with_unit(data: NDArray, name: str) -> NDArray | NDData:
     """The pixels with the unit that the header states, if astropy knows it."""
-    unit = units.Unit(image.header.get("BUNIT", ""), parse_strict="silent")
-    if isinstance(unit, units.UnrecognizedUnit) or unit == units.dimensionless_unscaled:
-        return image.data
-    return NDData(image.data, unit=unit)
+    unit = units.Unit(name, parse_strict="silent")
+    if isinstance(unit, units.UnrecognizedUnit) or unit.is_equivalent(units.one):
+        return data
+    return NDData(data, unit=unit)
 
 
 # Output
 
 
+def _check_pictures(output: Path) -> None:
+    """Make sure that pictures replace none, before the work."""
+    for name in _PICTURES:
+        picture = output.with_name(_picture(output.stem, name))
+        if picture.exists():
+            raise FileError(f"cannot write {picture}: it exists; --overwrite replaces it")
+
+
+def _picture(stem: str, name: str) -> str:
+    return f"{stem}-{name}.png"
+
+
 def _add_facts(table: Table, image: FitsImage, fwhm: float | None, path: Path) -> None:
     """Sky positions, and what the header and the measurement say about the image as a whole."""
     if image.wcs is not None:
-        for suffix in ("", "_psf"):
-            if f"x{suffix}" in table.colnames and f"ra{suffix}" not in table.colnames:
-                _add_sky_positions(table, image.wcs, suffix)
+        if "ra" not in map(str.lower, table.colnames):  # Those of a catalogue stay
+            _add_sky_positions(table, image.wcs, "")
+        if "x_psf" in table.colnames:
+            _add_sky_positions(table, image.wcs, "_psf")
     table.meta.update(key_facts(image.header))
     table.meta["IMAGE"] = path.name
     if fwhm is not None:
@@ -267,7 +293,7 @@ def _draw(image: NDArray, found: ImagePhotometry, directory: Path, stem: str) ->
         axes["residual"] = panels[0]
     names: list[str] = []
     for name, drawn in axes.items():
-        names.append(f"{stem}-{name}.png")
+        names.append(_picture(stem, name))
         drawn.figure.savefig(directory / names[-1], dpi=150)
     return names
 
