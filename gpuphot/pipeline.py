@@ -135,8 +135,9 @@ def measure_file(
         check_output(output, overwrite)
         if output.exists() and image.exists() and output.samefile(image):
             raise ValueError("it is the image")
-    if pictures and not overwrite:
-        _check_pictures(output)
+    if pictures:
+        plot.require_matplotlib()
+        _check_pictures(output, overwrite)
     with naming(image, "cannot read"):
         science = read_image(image, ext)
     objects = _read_objects(
@@ -244,11 +245,11 @@ def _with_unit(data: NDArray, name: str) -> NDArray | NDData:
 # Output
 
 
-def _check_pictures(output: Path) -> None:
-    """Make sure that pictures replace none, before the work."""
+def _check_pictures(output: Path, overwrite: bool) -> None:
+    """Make sure that pictures replace none that is to stay, before the work."""
     for name in _PICTURES:
         picture = output.with_name(_picture(output.stem, name))
-        if picture.exists():
+        if picture.exists() and not overwrite:
             raise FileError(f"cannot write {picture}: it exists; --overwrite replaces it")
 
 

@@ -9,6 +9,7 @@ axes; ``axes.figure.savefig("name.png")`` writes a file.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -57,6 +58,14 @@ _MAX_SHOWN = 2000
 
 _N_RADII = 30
 """Apertures of a growth curve."""
+
+
+def require_matplotlib() -> None:
+    """Raise ImportError if matplotlib is not installed, and say how to get it."""
+    try:
+        importlib.import_module("matplotlib.figure")
+    except ImportError as error:
+        raise ImportError('plots need matplotlib: pip install "gpuphot-survey[plot]"') from error
 
 
 def plot_field(
@@ -488,11 +497,10 @@ def _groups(flags: NDArray[np.int64]) -> Iterator[tuple[str, str, NDArray[np.boo
 
 def _axes_or_new(axes: Any, n: int, size: tuple[float, float]) -> NDArray[np.object_]:
     """The n axes that the caller gave, or those of a new figure of a size in inches."""
-    try:
-        from matplotlib.axes import Axes
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('plots need matplotlib: pip install "gpuphot-survey[plot]"') from error
+    require_matplotlib()
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
     if axes is None:
         figure = Figure(figsize=size, dpi=150, layout="compressed")
         return figure.subplots(1, n, sharex=True, sharey=True, squeeze=False)[0]

@@ -426,7 +426,7 @@ def test_pyplot_is_never_imported(tmp_path):
 
 
 def test_missing_matplotlib_says_how_to_get_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     image, table = np.zeros(SHAPE), Table({"x": [1], "y": [1], "mag": [1], "magerr": [1]})
     calls = [
         lambda: plot.plot_field(image, table),
