@@ -9,16 +9,17 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from astropy.table import Table, vstack
 from numpy.typing import ArrayLike, NDArray
 
+from .backend import resolve_backend
 from .detect import detect_objects
 from .flags import Flag
-from .measure import inputs
+from .measure import inputs, results
 from .measure.deblended import measure_aperture_deblended
 from .measure.objects import measure_objects
 from .measure.objects_sep import measure_objects_sep
@@ -26,7 +27,7 @@ from .models.fwhm import FWHM
 from .models.psf import FWHM_PER_SIGMA, PSFModel
 from .numpy_backend import primitives
 from .psf_builder import create_psf_model
-from .stars import ENOUGH, brightest_stars, detect_hidden, estimate_fwhm
+from .stars import ENOUGH, brightest_stars, detect_hidden, estimate_fwhm, have_width_of_stars
 
 METHODS: dict[str, Callable[..., Any]] = {
     "aperture": measure_objects,
@@ -144,10 +145,12 @@ def measure_image(
     in_pixels : bool, default False
         `aper` and `bkgann` are in pixels, and not in FWHM.
     fwhm : float or callable, optional
-        Of the stars, in pixels. By default that of up to 100 stars of the image.
+        Of the stars, in pixels. By default that of up to 100 stars of the image, before the pixels
+        widen them.
     psf : PSFModel, mapping, path, float or photutils model, optional
-        Of the stars, as `measure_objects` takes it. By default, for the methods that need one,
-        `create_psf_model` makes it from up to 100 stars; with fewer than 10 it is a Gaussian.
+        Of the stars, as `measure_objects` takes it; "aperture" and "sep" use its FWHM only. By
+        default, for the methods that need one, `create_psf_model` makes it from up to 100 stars;
+        with fewer than 10 it is a Gaussian.
     psf_degree : int, optional
         Of the polynomial in the position in the model that is made, at least 1; by default 2
         from 50 stars on, else 1.
@@ -188,17 +191,37 @@ def measure_image(
         If `sep_x` is not installed where it is needed.
     BackendError
         If the backend asked for cannot compute.
+
+    Notes
+    -----
+    Stars to learn from are the brightest without flags that are not among the brightest 2 %. The
+    FWHM is the lower quartile of theirs, for neighbours and galaxies only widen; the PSF is that
+    of 6 FWHM around those of about that width, sampled twice a pixel. It holds all the light by
+    definition: fluxes of fits lack what lies farther out, 1 to 3 % of Moffat stars.
+
+    In a crowd of 6000 stars in 1024 x 1024 pixels, of those with a signal-to-noise ratio above 30
+    one pass of the detection finds 89 %, a second one 96 %; 0.5 % of all detections are none.
     """
     method = inputs.choice("method", method, tuple(METHODS))
     _check_options(method, aper, bkgann, options)
+    resolve_backend(backend)
+    inputs.read_gain(gain)
+    if aper is not None:
+        inputs.radius("aper", aper, 1.0)
     in_pixels = inputs.flag("in_pixels", in_pixels)
     passes = inputs.integer("passes", passes, 1)
+    if psf_degree is not None:
+        psf_degree = inputs.integer("psf_degree", psf_degree, 1)
     exposure = 0.0 if exposure is None else inputs.not_negative("exposure", exposure)
     model = inputs.read_psf(psf)
     if fwhm is None and model is not None and math.isfinite(model.fwhm):
         fwhm = model.fwhm
+    _check_on_host(image=image, mask=mask, bg=bg, err=err)
     pixels = inputs.read_pixels(image, mask, bg, err, primitives)
     bad = _masked(pixels, saturation)
+    # What hides behind the mask must neither be detected nor count as light of a star.
+    values = np.where(bad, np.nan, pixels.image)
+    clean = results.with_unit(values, pixels.unit)
     notes = _Notes(inputs.read_log(verbose))
     given: dict[str, Any] = {"mask": bad, "verbose": verbose, "backend": backend}
     sky: dict[str, Any] = {"bg": bg, "err": err, "gain": gain, "bg_size": bg_size}
@@ -207,33 +230,38 @@ def measure_image(
     needs_fwhm = fwhm is None and not (method == "aperture" and in_pixels and aper is not None)
     found = None
     if obj is None or needs_model or needs_fwhm:
-        found = _detect(image, bad, threshold, bg_size, notes)
+        found = _detect(clean, obj is not None, threshold, bg_size, notes)
     objects: Any = found if obj is None else inputs.read_table(obj)
     sources = objects if found is None else found
-    maps: Any = measure_objects(sources, image, _SEED_RADIUS, get_bg=True, **sky, **given)
+    maps: Any = measure_objects(sources, clean, _SEED_RADIUS, get_bg=True, **sky, **given)
     seeds, background, noise = maps
     background = np.asarray(background if pixels.bg is None else pixels.bg)
     noise = np.asarray(noise if pixels.err is None else pixels.err)
-    data = np.asarray(pixels.image - background, dtype=np.float64)
+    data = np.asarray(values - background, dtype=np.float64)
     if needs_fwhm:
         fwhm = _estimate_fwhm(data, seeds, notes)
     scale = inputs.read_scale(fwhm, pixels.shape)
+    if model is not None and fwhm is not None and math.isnan(model.fwhm):
+        model = replace(model, fwhm=scale)
     if needs_model:
         model = _make_psf(data, bad, seeds, scale, psf_degree, notes)
 
-    unit = scale if in_pixels else 1.0
-    aper = _APER[method] if aper is None else inputs.radius("aper", aper, 1.0) / unit
+    unit = 1.0
+    if in_pixels:
+        unit = 1 / scale
+        fwhm = None if fwhm is None else scale
+    aper = _APER[method] if aper is None else inputs.radius("aper", aper, unit)
     radii: dict[str, Any] = {"aper": aper, "fwhm": fwhm}
     if bkgann is not None:
-        radii["bkgann"] = tuple(np.asarray(bkgann) / unit)
+        radii["bkgann"] = inputs.read_annulus(bkgann, unit, may_be_disc=method == "sep")
     # SEP would add the Poisson noise of a gain to errors that know it from the noise map.
-    known = {"bg": background, "err": noise}
+    known: dict[str, Any] = {"bg": background, "err": noise}
     if obj is None and method in _WITH_FITS:
         for _ in range(passes - 1):
             fits = measure_objects_sep(objects, image, psf=model, **known, **given)
             objects = _add_hidden(fits, data, bad, model, threshold, bg_size, backend, notes)
     if method == "deblended":
-        table = _deblend(objects, image, model, {**radii, **known, **given}, options)
+        table = _deblend(objects, clean, model, {**radii, **known, **given}, options)
     else:
         arguments = {
             "aperture": {**radii, **sky},
@@ -250,7 +278,7 @@ def measure_image(
         table=table,
         fwhm=None if fwhm is None else scale,
         r_aper=aper * scale,
-        psf=model,
+        psf=model if method in _WITH_MODEL else None,
         background=background,
         noise=noise,
         mask=bad,
@@ -286,22 +314,35 @@ def _check_options(method: str, aper: Any, bkgann: Any, options: dict[str, Any])
         raise ValueError(f"aper has no effect with method={method!r}, got {aper!r}")
 
 
+def _check_on_host(**planes: Any) -> None:
+    for name, plane in planes.items():
+        if hasattr(plane, "__cuda_array_interface__"):
+            raise TypeError(
+                f"{name} must be an array on the host, where objects are detected, got one on a "
+                "GPU: use its get()"
+            )
+
+
 def _masked(pixels: inputs.Pixels, saturation: Any) -> NDArray[np.bool_]:
     """Where the image is masked, not finite or saturated."""
     bad = ~np.isfinite(pixels.image)
     if pixels.mask is not None:
         bad |= pixels.mask
-    if saturation:
-        bad |= pixels.image >= inputs.positive_number("saturation", saturation)
+    limit = 0.0 if saturation is None else inputs.not_negative("saturation", saturation)
+    if limit:
+        bad |= pixels.image >= limit
     return bad
 
 
 def _detect(
-    image: Any, bad: NDArray[np.bool_], threshold: float, bg_size: int, notes: _Notes
+    image: Any, only_for_width: bool, threshold: float, bg_size: int, notes: _Notes
 ) -> Table:
-    found = detect_objects(image, bad, threshold, bg_size)
+    found = detect_objects(image, None, threshold, bg_size)
     if not len(found):
-        raise ValueError(f"image must have objects to detect, found none at threshold={threshold}")
+        advice = "; give fwhm, and psf where it is needed" if only_for_width else ""
+        raise ValueError(
+            f"image must have objects to detect, found none at threshold={threshold:g}{advice}"
+        )
     notes.add(f"{len(found)} objects detected at {threshold:g} sigma")
     return found
 
@@ -327,6 +368,7 @@ def _make_psf(
     """A model of the brightest stars, or a Gaussian where they are too few."""
     size = min(2 * math.ceil(_PSF_SIZE / 2 * fwhm) + 1, _largest_odd(min(data.shape)))
     stars = brightest_stars(seeds, data.shape, edge=size / 2)
+    stars = stars[have_width_of_stars(data, np.asarray(stars["x"]), np.asarray(stars["y"]), fwhm)]
     if len(stars) < ENOUGH:
         notes.add(f"PSF: a Gaussian, for there are only {len(stars)} stars to make a model of")
         return PSFModel.gaussian(fwhm)
@@ -334,7 +376,7 @@ def _make_psf(
         degree = 2 if len(stars) >= _ENOUGH_FOR_DEGREE_2 else 1
     model = create_psf_model(
         data, stars, fwhm, size=size, mask=bad, oversampling=_PSF_OVERSAMPLING, degree=degree,
-        neighbors_obj=seeds,
+        neighbors_obj=seeds, subtract_background=True,
     )  # fmt: skip
     notes.add(f"PSF model of degree {degree} from {len(stars)} stars")
     return model
@@ -390,8 +432,7 @@ def _deblend(
 def _side_by_side(fits: Table, deblended: Table) -> Table:
     """Deblended fluxes as the fluxes of the table of the fits, whose own become ``flux_psf``."""
     result = fits.copy()
-    result.remove_columns(["mag", "magerr"])
-    result.rename_columns(["flux", "fluxerr"], ["flux_psf", "flux_psf_err"])
+    result["flux_psf"], result["flux_psf_err"] = fits["flux"], fits["fluxerr"]
     result["flags"] |= deblended["flags"]
     for name in deblended.colnames:
         if name not in ("x", "y", "flags"):

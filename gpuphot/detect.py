@@ -102,9 +102,9 @@ def _as_sep_reads_it(pixels: inputs.Pixels) -> tuple[NDArray[np.float64], NDArra
     """A finite copy of the image in native byte order, and where it is masked."""
     data = np.array(pixels.image, dtype=np.float64, order="C")
     bad = ~np.isfinite(data)
-    data[bad] = 0.0
     if pixels.mask is not None:
         bad |= pixels.mask
+    data[bad] = 0.0  # SEP would detect what is masked, if it is bright enough
     return data, bad
 
 

@@ -24,13 +24,12 @@ from gpuphot.measure.objects import measure_objects
 from gpuphot.models.psf import PSFModel
 from gpuphot.models.psf_fit import Background, Stars, fit_polynomial_psf
 from gpuphot.numpy_backend import primitives
+from gpuphot.stars import ENOUGH, suitable_stars
 
 _DEFAULT_FWHM = 3.0
 _WELL_SAMPLED_FWHM = 2.5
-_ENOUGH_STARS = 10
 _DETECTION_THRESHOLD = 5.0
 _DETECTION_APER = 3.0
-_BRIGHTEST_PERCENTILE = 98
 _BACKGROUNDS: dict[Any, Background] = {
     None: "none",
     False: "none",
@@ -143,7 +142,7 @@ def create_psf_model(
     oversampling = _read_oversampling(oversampling, fwhm)
     neighbours = _read_neighbours(neighbors_obj, table if obj is None else None)
     if obj is None:
-        table = table[_is_suitable(table, image.shape, size)]
+        table = table[suitable_stars(table, image.shape, size)]
     stars = _most_isolated(_read_stars("obj", table), isolation * fwhm)
     if log:
         log(f"PSF of degree {degree} from {len(stars)} stars, FWHM {fwhm:.2f}, size {size} pixels")
@@ -207,14 +206,6 @@ def _detect(image: NDArray[np.float64], bad: NDArray[np.bool_]) -> Table:
     return stars
 
 
-def _is_suitable(found: Table, shape: tuple[int, int], edge: int) -> NDArray[np.bool_]:
-    """Which detected objects are bright, not saturated, and not cut by the edge."""
-    x, y, flux = (np.asarray(found[name]) for name in ("x", "y", "flux"))
-    bright = (flux > np.nanmedian(flux)) & (flux < np.nanpercentile(flux, _BRIGHTEST_PERCENTILE))
-    inside = (x > edge) & (x < shape[1] - edge) & (y > edge) & (y < shape[0] - edge)
-    return bright & inside & (found["flags"] == 0) & (found["sep_flag"] == 0)
-
-
 def _most_isolated(stars: Stars, distance: float) -> Stars:
     """Stars without a neighbour within a distance; if there are too few, the best of the others."""
     if distance <= 0 or len(stars) < 2:
@@ -222,9 +213,9 @@ def _most_isolated(stars: Stars, distance: float) -> Stars:
     positions = np.stack([stars.x, stars.y], axis=1)
     nearest = np.asarray(cKDTree(positions).query(positions, k=[2])[0])[:, 0]
     isolated = nearest > distance
-    if isolated.sum() >= _ENOUGH_STARS:
+    if isolated.sum() >= ENOUGH:
         return stars[isolated]
-    return stars[np.argsort(-nearest)[: max(_ENOUGH_STARS, len(stars) // 5)]]
+    return stars[np.argsort(-nearest)[: max(ENOUGH, len(stars) // 5)]]
 
 
 # What the caller hands over
