@@ -19,8 +19,8 @@ from . import harness, workloads
 
 STEPS = {
     "reading the image": images.read_image,
+    "reading the catalogue": tables.read_catalog,
     "detection": chain.detect_objects,
-    "detection of hidden stars": chain.detect_hidden,
     "FWHM of the stars": chain.estimate_fwhm,
     "PSF model": chain.create_psf_model,
     "apertures, background, noise map": chain.measure_objects,
@@ -40,8 +40,8 @@ HEADER = fits.Header(
 
 def main() -> None:
     arguments = _parser().parse_args()
-    image = workloads.build(arguments.workload).image.astype(np.float32)
-    results = [profile(image, method) for method in arguments.methods]
+    field = workloads.build(arguments.workload)
+    results = [profile(field, method) for method in arguments.methods]
     report = {
         "benchmark": "chain", **harness.circumstances("numpy"), "workload": arguments.workload,
         "results": results,
@@ -51,14 +51,18 @@ def main() -> None:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
-def profile(image: np.ndarray, method: str) -> dict[str, Any]:
-    """Wall seconds of each step of one image, a FITS table and all pictures written."""
+def profile(field: workloads.Workload, method: str) -> dict[str, Any]:
+    """Wall seconds of each step of one image and its catalogue, to a table and all pictures.
+
+    The FWHM and the PSF are learnt from detected stars.
+    """
     with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "image.fits"
-        fits.writeto(path, image, HEADER)
+        path, catalog, table = (Path(directory) / f"{name}.fits" for name in ("image", "in", "out"))
+        fits.writeto(path, field.image.astype(np.float32), HEADER)
+        field.table.write(catalog)
         profiler = cProfile.Profile()
         report = profiler.runcall(
-            measure_file, path, path.with_name("table.fits"), method=method, pictures=True
+            measure_file, path, table, catalog=catalog, method=method, pictures=True
         )
     seconds = cumulative(pstats.Stats(profiler))
     steps = {name: seconds(function) for name, function in STEPS.items()}
