@@ -211,14 +211,16 @@ def test_file_without_image_is_refused(path, hdus):
 # Files that are not right
 
 
-@pytest.mark.parametrize("content", [b"", gzip.compress(b"")])
+@pytest.mark.parametrize("content", [b"", gzip.compress(b"")], ids=["empty", "gzip"])
 def test_empty_file_is_refused(path, content):
     path.write_bytes(content)
     refused(path, "it is empty")
 
 
 @pytest.mark.parametrize(
-    "content", [b"x,y\n1,2\n", b"\x89PNG\r\n", bytes(9000), gzip.compress(b"x,y\n1,2\n"), b"SIM"]
+    "content",
+    [b"x,y\n1,2\n", b"\x89PNG\r\n", bytes(9000), gzip.compress(b"x,y\n1,2\n"), b"SIM"],
+    ids=["text", "PNG", "zeros", "gzip", "SIM"],
 )
 def test_file_that_is_not_fits_is_refused(path, content):
     path.write_bytes(content)
