@@ -132,7 +132,8 @@ def measure_image(
     image : (H, W) array
         As `measure_objects` takes it, but on the host: objects are detected by SEP.
     obj : Table, optional
-        Objects to measure, as `measure_objects` takes them. By default those that are detected.
+        Objects to measure, as `measure_objects` takes them; fits and deblending know no other
+        neighbours. By default those that are detected.
     method : {"aperture", "optimal", "sep", "psf", "deblended"}, default "aperture"
         Apertures of `measure_objects`, or its optimal extraction, grouped; apertures of
         `measure_objects_sep`, or its PSF fits, grouped; apertures of
@@ -246,14 +247,7 @@ def measure_image(
     if needs_model:
         model = _make_psf(data, bad, seeds, scale, psf_degree, notes)
 
-    unit = 1.0
-    if in_pixels:
-        unit = 1 / scale
-        fwhm = None if fwhm is None else scale
-    aper = _APER[method] if aper is None else inputs.radius("aper", aper, unit)
-    radii: dict[str, Any] = {"aper": aper, "fwhm": fwhm}
-    if bkgann is not None:
-        radii["bkgann"] = inputs.read_annulus(bkgann, unit, may_be_disc=method == "sep")
+    radii = _read_radii(method, aper, bkgann, fwhm, scale if in_pixels else None)
     # SEP would add the Poisson noise of a gain to errors that know it from the noise map.
     known: dict[str, Any] = {"bg": background, "err": noise}
     if obj is None and method in _WITH_FITS:
@@ -277,7 +271,7 @@ def measure_image(
     return ImagePhotometry(
         table=table,
         fwhm=None if fwhm is None else scale,
-        r_aper=aper * scale,
+        r_aper=radii["aper"] * scale,
         psf=model if method in _WITH_MODEL else None,
         background=background,
         noise=noise,
@@ -312,6 +306,23 @@ def _check_options(method: str, aper: Any, bkgann: Any, options: dict[str, Any])
         raise ValueError(f"bkgann has no effect with method={method!r}, got {bkgann!r}")
     if aper is not None and method == "psf":
         raise ValueError(f"aper has no effect with method={method!r}, got {aper!r}")
+
+
+def _read_radii(
+    method: str, aper: Any, bkgann: Any, fwhm: FWHM | None, scale: float | None
+) -> dict[str, Any]:
+    """Radii in FWHM, and the FWHM, as arguments of a measurement; with a scale, given in pixels."""
+    unit = 1.0
+    if scale is not None:
+        unit = 1 / scale
+        fwhm = None if fwhm is None else scale
+    radii: dict[str, Any] = {
+        "aper": _APER[method] if aper is None else inputs.radius("aper", aper, unit),
+        "fwhm": fwhm,
+    }
+    if bkgann is not None:
+        radii["bkgann"] = inputs.read_annulus(bkgann, unit, may_be_disc=method == "sep")
+    return radii
 
 
 def _check_on_host(**planes: Any) -> None:
