@@ -68,7 +68,9 @@ def create_psf_model(
     and outlying ones not at all; and its noise far from the centre is faded out.
 
     The samples of the model are integrals over image pixels, whatever its oversampling, so that
-    its stamps are interpolated between them and never summed.
+    its stamps are interpolated between them and never summed. The fits of SEP do sum them:
+    `measure_objects_sep` wants a model with ``oversampling=1``, others make its fluxes 1 to 8 %
+    too large.
 
     Parameters
     ----------

@@ -64,7 +64,7 @@ def assert_same(table, expected):
 class ByHand:
     """The steps before the fluxes, with the functions that `measure_image` calls."""
 
-    def __init__(self, image, gain=None):
+    def __init__(self, image, gain=None, oversampling=None):
         self.image = image
         self.gain = gain
         self.found = detect_objects(image)
@@ -80,7 +80,7 @@ class ByHand:
         positions = np.array(stars["x"]), np.array(stars["y"])
         stars = stars[have_width_of_stars(self.data, *positions, self.fwhm)]
         self.psf = gpuphot.create_psf_model(
-            self.data, stars, self.fwhm, size=size, oversampling=2,
+            self.data, stars, self.fwhm, size=size, oversampling=oversampling,
             degree=2 if len(stars) >= 50 else 1, neighbors_obj=self.seeds,
             subtract_background=True,
         )  # fmt: skip
@@ -126,7 +126,7 @@ class ByHand:
 @pytest.mark.parametrize("method", METHODS)
 def test_the_same_by_hand(field, method, passes, gain):
     result = measure(field.image, method=method, passes=passes, gain=gain)
-    by_hand = ByHand(field.image, gain)
+    by_hand = ByHand(field.image, gain, 1 if method in WITH_FITS else None)
     objects, psf = by_hand.found, by_hand.psf
     if passes == 2 and method in WITH_FITS:
         objects = by_hand.with_hidden(objects)
@@ -225,6 +225,18 @@ def test_fluxes_of_isolated_stars(rng, method, beta):
     assert np.percentile(np.abs(ratio / np.median(ratio) - 1), 90) < 0.1
 
 
+@pytest.mark.parametrize("fwhm", [2.5, 3.0, 5.0])
+def test_fits_of_the_model_that_is_made_are_good(rng, fwhm):
+    """Of bright Gaussian stars, which have no light beyond the stamp of the model."""
+    psf = make_psf(fwhm, None)
+    field = isolated(rng, step=48, psf=psf, faintest=1e4, brightest=3e4)
+    table = measure(field.image, method="psf", gain=GAIN).table
+    row, star = match(field, table)
+    assert len(row) == len(field.x)
+    assert np.median(table["flux"][row] / field.flux[star]) == pytest.approx(1, abs=0.01)
+    assert np.median(table["chi2_psf"][row]) < 1.3
+
+
 def test_deblended_pairs_are_less_biased_than_plain_ones(rng):
     grid = isolated(rng, n_side=8, faintest=3e4, brightest=6e4)
     separation, angle = 3.0 * rng.uniform(1.5, 3, 64), rng.uniform(0, 2 * np.pi, 64)
@@ -271,7 +283,7 @@ def test_more_passes_find_more_stars_of_a_crowd(rng, method):
     assert n_found[2] > 1.02 * n_found[1]
     for (row, _), result in zip(matches, results, strict=True):
         fitted = np.isfinite(result.table["x_psf"])
-        assert len(row) > 0.92 * np.count_nonzero(fitted)
+        assert len(row) > 0.9 * np.count_nonzero(fitted)
     bright = field.flux > 3000
     assert np.isin(np.flatnonzero(bright), matches[2][1]).mean() > 0.9
     # Those of the first pass come first.
