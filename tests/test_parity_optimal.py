@@ -45,7 +45,8 @@ def comparable(ours, half_size, shape):
     """Rows that the reference does not fit in a way of its own.
 
     It places stamps at half-integer positions one pixel off, fits groups at the border one by
-    one, and splits the light of sources that cannot be told apart arbitrarily.
+    one, and splits the light of sources that cannot be told apart arbitrarily. Of those that
+    hardly can, whose errors are thousands of times the others', it loses digits.
     """
     x, y = np.asarray(ours["x"]), np.asarray(ours["y"])
     own_way = (x == np.floor(x) + 0.5) | (y == np.floor(y) + 0.5)
@@ -54,6 +55,8 @@ def comparable(ours, half_size, shape):
     own_way |= (x > shape[1] - 1 - margin) | (y > shape[0] - 1 - margin)
     singular = (Flag.NO_FIT | Flag.POOR_FIT) & np.asarray(ours["flags"]) == 0x1800
     own_way |= singular
+    fluxerr = np.asarray(ours["fluxerr"])
+    own_way |= fluxerr > 1e4 * np.nanmedian(fluxerr)
     groups = np.asarray(ours["group_id"])
     in_groups = np.isin(groups, groups[own_way]) & (np.asarray(ours["group_size"]) > 1)
     lost = np.isnan(ours["bg_local"]) | ~np.isfinite(x) | ~np.isfinite(y)
