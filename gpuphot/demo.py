@@ -21,7 +21,7 @@ from .chain import ImagePhotometry, measure_image
 from .images import FitsImage, read_image
 from .plot import plot_field
 from .rendering import place_psf_stamps
-from .sky import pixel_to_sky
+from .sky import add_sky_positions
 from .tables import all_or_nothing, write_table
 
 _IMAGE = "io/fits/hdu/compressed/tests/data/m13.fits"
@@ -55,10 +55,10 @@ def run_demo(directory: Path) -> None:
     image = _load_image()
     cluster = measure_image(image.data, **_OPTIONS)
     artificial = _measure_artificial_stars(image.data, cluster)
-    table = cluster.table
-    table["ra"], table["dec"] = pixel_to_sky(image.wcs, table["x"], table["y"])
+    assert image.wcs is not None
+    add_sky_positions(cluster.table, image.wcs)
     with all_or_nothing(directory) as scratch:
-        write_table(table, scratch / "m13.ecsv")
+        write_table(cluster.table, scratch / "m13.ecsv")
         drawn = _draw(image.data, cluster, artificial, scratch)
     print(f"M13, a globular cluster, measured in {time.perf_counter() - start:.1f} s.")
     _print_summary(cluster, artificial)

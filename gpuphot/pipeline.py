@@ -17,15 +17,14 @@ from typing import Any
 import numpy as np
 from astropy import units
 from astropy.nddata import NDData
-from astropy.table import Column, Table
-from astropy.wcs import WCS
+from astropy.table import Table
 from numpy.typing import NDArray
 
 from . import plot
 from .chain import ImagePhotometry, measure_image
 from .headers import HeaderFacts, header_facts, key_facts
 from .images import FitsImage, errors_of_weights, read_image, read_plane
-from .sky import pixel_to_sky
+from .sky import add_sky_positions
 from .tables import all_or_nothing, check_output, read_catalog, write_table
 
 StrPath = str | os.PathLike[str]
@@ -261,19 +260,13 @@ def _add_facts(table: Table, image: FitsImage, fwhm: float | None, path: Path) -
     """Sky positions, and what the header and the measurement say about the image as a whole."""
     if image.wcs is not None:
         if "ra" not in map(str.lower, table.colnames):  # Those of a catalogue stay
-            _add_sky_positions(table, image.wcs, "")
+            add_sky_positions(table, image.wcs)
         if "x_psf" in table.colnames:
-            _add_sky_positions(table, image.wcs, "_psf")
+            add_sky_positions(table, image.wcs, "_psf")
     table.meta.update(key_facts(image.header))
     table.meta["IMAGE"] = path.name
     if fwhm is not None:
         table.meta["FWHM"] = fwhm
-
-
-def _add_sky_positions(table: Table, wcs: WCS, suffix: str) -> None:
-    x, y = (np.asarray(table[f"{axis}{suffix}"]) for axis in "xy")
-    for name, values in zip(("ra", "dec"), pixel_to_sky(wcs, x, y), strict=True):
-        table[f"{name}{suffix}"] = Column(values, unit="deg", description=f"{name}, ICRS")
 
 
 def _draw(image: NDArray, found: ImagePhotometry, directory: Path, stem: str) -> list[str]:

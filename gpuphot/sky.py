@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from astropy.coordinates import ICRS, SkyCoord, angular_separation
+from astropy.table import Column, Table
 from astropy.wcs import WCS
 from astropy.wcs.utils import proj_plane_pixel_scales, wcs_to_celestial_frame
 from numpy.typing import ArrayLike, NDArray
@@ -68,6 +69,13 @@ def sky_to_pixel(wcs: WCS, ra: ArrayLike, dec: ArrayLike) -> tuple[_Floats, _Flo
     )
     good = error < _CONVERGED * np.min(proj_plane_pixel_scales(wcs))
     return np.where(good, x, np.nan), np.where(good, y, np.nan)
+
+
+def add_sky_positions(table: Table, wcs: WCS, suffix: str = "") -> None:
+    """Append ``ra`` and ``dec`` of the positions ``x`` and ``y``, all with a suffix, to a table."""
+    x, y = (np.asarray(table[f"{axis}{suffix}"]) for axis in "xy")
+    for name, values in zip(("ra", "dec"), pixel_to_sky(wcs, x, y), strict=True):
+        table[f"{name}{suffix}"] = Column(values, unit="deg", description=f"{name}, ICRS")
 
 
 def _to_native(wcs: WCS, x: _Floats, y: _Floats) -> tuple[_Floats, _Floats]:
